@@ -1,0 +1,9 @@
+#include <cstdint>
+
+#include "core/model/gguf.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const kapsule::MemoryReader reader(std::as_bytes(std::span(data, size)));
+  (void)kapsule::model::ReadGguf(reader).ok();
+  return 0;
+}
