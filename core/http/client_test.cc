@@ -1,0 +1,277 @@
+#include "core/http/client.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <thread>
+
+#include "core/http/test_server.h"
+
+namespace kapsule::http {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+using Answer = TestServer::Answer;
+using std::chrono::milliseconds;
+
+Options Hasty() {
+  Options options;
+  options.stall_timeout = milliseconds(300);
+  options.connect_timeout = milliseconds(2000);
+  return options;
+}
+
+Request Get(const std::string& url) {
+  Request request;
+  request.url = url;
+  return request;
+}
+
+absl::StatusCode CodeFor(const Answer& answer, size_t limit = 1000) {
+  TestServer server([&](const auto&) { return answer; });
+  return Client(Hasty()).Send(Get(server.origin()), limit).status().code();
+}
+
+TEST(ClientTest, SendsMethodHeadersAndBody) {
+  TestServer server([](const auto&) { return TestServer::Reply(201, "made", "X-Id: 7\r\n"); });
+  Request request = Get(server.origin() + "/things?a=b");
+  request.method = "POST";
+  request.headers = {{"X-Name", "value"}, {"X-Empty", ""}};
+  request.body = "content";
+  const Response response = Client({}).Send(request, 100).value();
+  EXPECT_EQ(response.status, 201);
+  EXPECT_EQ(response.body, "made");
+  EXPECT_EQ(response.headers.Find("x-id"), "7");
+  const TestServer::Request seen = server.requests().at(0);
+  EXPECT_EQ(seen.method, "POST");
+  EXPECT_EQ(seen.target, "/things?a=b");
+  EXPECT_EQ(seen.headers.at("x-name"), "value");
+  EXPECT_TRUE(seen.headers.contains("x-empty") || seen.headers.contains("x-empty:"));
+  EXPECT_EQ(seen.headers.at("content-length"), "7");
+  EXPECT_FALSE(seen.headers.contains("expect"));
+  EXPECT_EQ(seen.body, "content");
+}
+
+TEST(ClientTest, APostWithoutBodySaysSo) {
+  TestServer server([](const auto&) { return TestServer::Reply(202); });
+  Request request = Get(server.origin());
+  request.method = "POST";
+  EXPECT_EQ(Client({}).Send(request, 100)->status, 202);
+  EXPECT_EQ(server.requests().at(0).headers.at("content-length"), "0");
+}
+
+TEST(ClientTest, HeadHasNoBody) {
+  TestServer server(
+      [](const auto&) { return Answer{"HTTP/1.1 200 OK\r\nContent-Length: 12345\r\n\r\n"}; });
+  Request request = Get(server.origin());
+  request.method = "HEAD";
+  const Response response = Client(Hasty()).Send(request, 0).value();
+  EXPECT_EQ(response.headers.Find("content-length"), "12345");
+  EXPECT_EQ(response.body, "");
+}
+
+TEST(ClientTest, KeepsTheConnection) {
+  TestServer server([](const auto&) { return TestServer::Reply(200, "x"); });
+  const Client client({});
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(client.Send(Get(server.origin()), 10).ok());
+  EXPECT_EQ(server.connections(), 1u);
+}
+
+TEST(ClientTest, ManyThreadsShareOneClient) {
+  TestServer server([](const auto& r) { return TestServer::Reply(200, r.target); });
+  const Client client({});
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 50; ++i) {
+        const std::string target = fmt::format("/{}/{}", t, i);
+        EXPECT_EQ(client.Send(Get(server.origin() + target), 100)->body, target);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_LE(server.connections(), 4u);
+}
+
+TEST(ClientTest, BodiesEndAtTheLimit) {
+  TestServer server([](const auto&) { return TestServer::Reply(200, std::string(1000, 'x')); });
+  const Client client({});
+  EXPECT_EQ(client.Send(Get(server.origin()), 1000)->body.size(), 1000u);
+  EXPECT_EQ(client.Send(Get(server.origin()), 999).status().code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+TEST(ClientTest, AnErrorsBodyIsCutAndItsStatusKept) {
+  TestServer server([](const auto&) { return TestServer::Reply(500, std::string(100000, 'x')); });
+  const Response response = Client({}).Send(Get(server.origin()), 100).value();
+  EXPECT_EQ(response.status, 500);
+  EXPECT_EQ(response.body.size(), 100u);
+}
+
+TEST(ClientTest, ABodyShorterThanItsLengthIsAnError) {
+  EXPECT_EQ(CodeFor({"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", Answer::kClose}),
+            absl::StatusCode::kUnavailable);
+  EXPECT_EQ(CodeFor({"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n",
+                     Answer::kClose}),
+            absl::StatusCode::kUnavailable);
+}
+
+TEST(ClientTest, EndlessHeadersAreCutOff) {
+  std::string lines = "HTTP/1.1 200 OK\r\n";
+  for (int i = 0; i < 1000; ++i) lines += std::string(200, 'a') + ": b\r\n";
+  TestServer many_lines([&](const auto&) { return Answer{lines, Answer::kStall}; });
+  const auto response = Client(Hasty()).Send(Get(many_lines.origin()), 10);
+  EXPECT_EQ(response.status().code(), absl::StatusCode::kResourceExhausted) << response.status();
+  TestServer one_line([](const auto&) { return Answer{std::string(1000, 'a'), Answer::kRepeat}; });
+  EXPECT_FALSE(Client(Hasty()).Send(Get(one_line.origin()), 10).ok());
+}
+
+TEST(ClientTest, EndlessBodiesAreCutOff) {
+  TestServer server([](const auto& r) {
+    return r.target == "/" ? Answer{"HTTP/1.1 200 OK\r\n\r\nx", Answer::kRepeat}
+                           : Answer{"HTTP/1.1 500 No\r\n\r\nx", Answer::kRepeat};
+  });
+  const Client client(Hasty());
+  EXPECT_EQ(client.Send(Get(server.origin() + "/"), 100).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(client.Send(Get(server.origin() + "/bad"), 100)->status, 500);
+}
+
+TEST(ClientTest, StallsAreCutOffWhereverTheyHappen) {
+  for (const std::string bytes :
+       {"", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"}) {
+    EXPECT_EQ(CodeFor({bytes, Answer::kStall}), absl::StatusCode::kDeadlineExceeded) << bytes;
+  }
+}
+
+TEST(ClientTest, TheTimeOfAnExchangeCanBeBounded) {
+  TestServer server([](const auto&) { return Answer{"HTTP/1.1 200 OK\r\n", Answer::kStall}; });
+  Request request = Get(server.origin());
+  request.timeout = milliseconds(200);
+  EXPECT_EQ(Client({}).Send(request, 10).status().code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST(ClientTest, GarbageIsNoAnswer) {
+  for (const std::string bytes :
+       {"garbage\r\n\r\n", "HTTP/1.1\r\n\r\n", "HTTP/1.1 999999 x\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"}) {
+    EXPECT_NE(CodeFor({bytes, Answer::kClose}), absl::StatusCode::kOk) << bytes;
+  }
+}
+
+TEST(ClientTest, NobodyListeningIsUnavailable) {
+  int port;
+  {
+    port = TestServer([](const auto&) { return Answer{}; }).port();
+  }
+  const auto response = Client(Hasty()).Send(Get(fmt::format("http://127.0.0.1:{}/a?q", port)), 10);
+  EXPECT_EQ(response.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(Message(response.status()),
+              HasSubstr(fmt::format("GET http://127.0.0.1:{}/a: ", port)));
+}
+
+TEST(ClientTest, OtherSchemesAndBrokenHeadersAreNotSent) {
+  EXPECT_EQ(Client({}).Send(Get("file:///etc/passwd"), 10).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  Request request = Get("http://127.0.0.1:1/");
+  request.headers.Add("X", "a\r\nY: b");
+  EXPECT_EQ(Client({}).Send(request, 10).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(RedirectTest, AuthorizationStaysWithItsHost) {
+  TestServer other([](const auto&) { return TestServer::Reply(200, "other"); });
+  TestServer server([&](const auto& r) {
+    if (r.target == "/same") return TestServer::Reply(307, "", "Location: /end\r\n");
+    if (r.target == "/other")
+      return TestServer::Reply(307, "", "Location: " + other.origin() + "/end?sig=1\r\n");
+    return TestServer::Reply(200, "same");
+  });
+  Request request = Get(server.origin() + "/same");
+  request.headers = {{"authorization", "Basic c2VjcmV0"}, {"Accept", "a/b"}};
+  const Client client({});
+  EXPECT_EQ(client.Send(request, 100)->body, "same");
+  EXPECT_EQ(server.requests().at(1).headers.at("authorization"), "Basic c2VjcmV0");
+  request.url = server.origin() + "/other";
+  const Response response = client.Send(request, 100).value();
+  EXPECT_EQ(response.body, "other");
+  EXPECT_EQ(response.url, other.origin() + "/end?sig=1");
+  EXPECT_FALSE(other.requests().at(0).headers.contains("authorization"));
+  EXPECT_EQ(other.requests().at(0).headers.at("accept"), "a/b");
+}
+
+TEST(RedirectTest, ALoopEnds) {
+  TestServer server([](const auto&) { return TestServer::Reply(302, "", "Location: /\r\n"); });
+  EXPECT_EQ(Client({}).Send(Get(server.origin()), 10).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(server.requests().size(), 6u);
+}
+
+TEST(RedirectTest, OnlyHttpIsFollowed) {
+  TestServer server(
+      [](const auto&) { return TestServer::Reply(302, "", "Location: file:///etc/passwd\r\n"); });
+  EXPECT_FALSE(Client({}).Send(Get(server.origin()), 10).ok());
+}
+
+TEST(RedirectTest, APostIsNotTurnedIntoAGet) {
+  TestServer server([](const auto&) { return TestServer::Reply(302, "", "Location: /x\r\n"); });
+  Request request = Get(server.origin());
+  request.method = "POST";
+  EXPECT_EQ(Client({}).Send(request, 10)->status, 302);
+}
+
+TEST(DownloadTest, StreamsASuccessAndKeepsAnError) {
+  TestServer server([](const auto& r) {
+    return r.target == "/good" ? TestServer::Reply(200, std::string(5'000'000, 'd'))
+                               : TestServer::Reply(404, "no such thing");
+  });
+  const Client client({});
+  size_t received = 0;
+  const Sink sink = [&](ByteSpan bytes) {
+    received += bytes.size();
+    return absl::OkStatus();
+  };
+  EXPECT_EQ(client.Download(Get(server.origin() + "/good"), sink)->body, "");
+  EXPECT_EQ(received, 5'000'000u);
+  const Response missing = client.Download(Get(server.origin() + "/bad"), sink).value();
+  EXPECT_EQ(missing.status, 404);
+  EXPECT_EQ(missing.body, "no such thing");
+  EXPECT_EQ(received, 5'000'000u);
+}
+
+TEST(DownloadTest, TheSinksErrorEndsTheTransfer) {
+  TestServer server([](const auto&) {
+    return Answer{"HTTP/1.1 200 OK\r\n\r\nx", Answer::kRepeat};
+  });
+  const auto response = Client({}).Download(
+      Get(server.origin()), [](ByteSpan) { return ResourceExhausted("disk full"); });
+  EXPECT_EQ(response.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(Message(response.status()), HasSubstr("disk full"));
+}
+
+TEST(MessagesTest, HoldNeitherQueryNorHeader) {
+  TestServer server([](const auto&) { return Answer{"", Answer::kClose}; });
+  Request request = Get(server.origin() + "/a?token=GEHEIM1");
+  request.headers.Add("Authorization", "Bearer GEHEIM2");
+  const auto response = Client(Hasty()).Send(request, 10);
+  ASSERT_FALSE(response.ok());
+  EXPECT_THAT(Message(response.status()), Not(HasSubstr("GEHEIM")));
+}
+
+TEST(DescriptorsTest, NoneIsLeftOpen) {
+  const auto count = [] {
+    return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), {});
+  };
+  const auto before = count();
+  {
+    TestServer server([](const auto&) { return Answer{"HTTP/1.1 200 OK\r\n", Answer::kStall}; });
+    EXPECT_FALSE(Client(Hasty()).Send(Get(server.origin()), 10).ok());
+  }
+  EXPECT_EQ(count(), before);
+}
+
+}  // namespace
+}  // namespace kapsule::http
