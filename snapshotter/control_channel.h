@@ -1,0 +1,62 @@
+// Requests to one kapsule-fuse process and the answers to them.
+#pragma once
+
+#include <absl/base/thread_annotations.h>
+#include <absl/synchronization/mutex.h>
+#include <absl/time/time.h>
+
+#include <functional>
+#include <map>
+#include <thread>
+#include <vector>
+
+#include "core/base/file.h"
+#include "core/control/control_wire.h"
+
+namespace kapsule::snapshotter {
+
+// Thread-safe. One thread of its own reads the answers.
+class ControlChannel {
+ public:
+  static constexpr size_t kMaxErrorText = 1024;
+
+  // `on_end` is called once from that thread, when the peer is gone, breaks the
+  // protocol, or Close() was called.
+  ControlChannel(UniqueFd socket, std::function<void()> on_end);
+  ~ControlChannel() { Close(); }
+
+  // Sends a request, whose id is chosen here, and waits for its answer; errors
+  // of kapsule-fuse come back with their code, and their text printable and cut
+  // to kMaxErrorText.
+  //   Unavailable       the channel has ended
+  //   DeadlineExceeded  no answer in time
+  absl::StatusOr<v1::DataPlaneReply> Call(v1::DataPlaneRequest request, const std::vector<int>& fds,
+                                          absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Ends the connection: kapsule-fuse sees it closed, and every call fails. Does
+  // not wait for on_end.
+  void Shutdown();
+  // Shutdown(), and on_end has returned. From one thread only.
+  void Close();
+
+  bool ended() const ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  struct Pending {
+    bool done = false;
+    absl::StatusOr<v1::DataPlaneReply> reply = absl::UnknownError("no answer");
+  };
+  void ReadReplies() ABSL_LOCKS_EXCLUDED(mu_);
+
+  const UniqueFd socket_;
+  const std::function<void()> on_end_;
+
+  mutable absl::Mutex mu_;  // never held across I/O
+  std::map<uint64_t, Pending*> pending_ ABSL_GUARDED_BY(mu_);
+  uint64_t last_id_ ABSL_GUARDED_BY(mu_) = 0;
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;
+
+  std::thread reader_;  // uses all of the above
+};
+
+}  // namespace kapsule::snapshotter

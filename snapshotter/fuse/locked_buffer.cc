@@ -1,0 +1,31 @@
+#include "snapshotter/fuse/locked_buffer.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "core/base/secret.h"
+
+namespace kapsule::fuse {
+
+absl::StatusOr<LockedBuffer> LockedBuffer::Make(size_t size) {
+  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  if (data == MAP_FAILED) return ErrnoStatus(errno, fmt::format("map {} bytes", size));
+  mlock(data, size);  // best effort: a lower limit leaves it pageable
+  madvise(data, size, MADV_DONTDUMP);
+  std::memset(data, 0, size);
+  return LockedBuffer(static_cast<std::byte*>(data), size);
+}
+
+LockedBuffer::LockedBuffer(LockedBuffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+LockedBuffer::~LockedBuffer() {
+  if (data_ == nullptr) return;
+  Cleanse(data_, size_);
+  munmap(data_, size_);
+}
+
+}  // namespace kapsule::fuse

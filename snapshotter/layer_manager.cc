@@ -1,0 +1,261 @@
+#include "snapshotter/layer_manager.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <set>
+
+#include "core/base/log.h"
+#include "snapshotter/erofs_mount.h"
+#include "snapshotter/pre_register.h"
+
+namespace kapsule::snapshotter {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr int kWorkers = 4;
+constexpr absl::Duration kCloseTimeout = absl::Seconds(5);
+
+bool IsFor(const FoundImage& image, const ModelLayer& layer) {
+  return image.position == layer.depth && image.layer().digest == layer.label.digest;
+}
+
+// Lack of memory or descriptors here, not a limit that the layer exceeds.
+absl::Status AsLocal(const absl::Status& status) {
+  if (!absl::IsResourceExhausted(status)) return status;
+  return Unavailable("{}", Message(status));
+}
+
+// Where a snapshot's folder is renamed while mount(2) takes its time, the mount
+// is still found through a descriptor of the folder.
+fs::path TargetIn(const UniqueFd& folder) {
+  return fmt::format("/proc/self/fd/{}/fs", folder.get());
+}
+
+// Of two failures, the one to report: one that may pass, else the first.
+void Keep(absl::Status* kept, const absl::Status& status) {
+  if (kept->ok() || (IsTransient(status) && !IsTransient(*kept))) *kept = status;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<LayerManager>> LayerManager::Create(
+    const Config& config, const std::vector<ModelLayer>& layers) {
+  RETURN_IF_ERROR(MakeDirs(config.root / "l", 0700));
+  RETURN_IF_ERROR(DetachErofsBelow(config.root / "l"));
+  std::set<oci::Digest> keep;
+  for (const ModelLayer& layer : layers) keep.insert(layer.label.digest);
+  ASSIGN_OR_RETURN(std::unique_ptr<BlobPins> pins,
+                   BlobPins::Start(config.root / "blobs", config.content_root, keep));
+  std::unique_ptr<LayerManager> manager(new LayerManager(config, std::move(pins)));
+  for (const ModelLayer& layer : layers) manager->Add(layer);
+  return manager;
+}
+
+LayerManager::LayerManager(const Config& config, std::unique_ptr<BlobPins> pins)
+    : config_(config),
+      pins_(std::move(pins)),
+      client_(config.containerd_address),
+      finder_(&client_),
+      authoriser_(
+          &client_, &finder_,
+          [this](const oci::Digest& digest, const oci::Annotations& annotations,
+                 absl::Time deadline) { return calls_.authorise(digest, annotations, deadline); }) {
+}
+
+LayerManager::~LayerManager() { Stop(); }
+
+void LayerManager::Stop() {
+  table_.Stop();
+  for (std::thread& worker : workers_) worker.join();
+  workers_.clear();
+  for (const int64_t id : table_.Stop()) Unmount(id);
+}
+
+void LayerManager::Run(DataPlaneCalls calls) {
+  calls_ = std::move(calls);
+  for (int i = 0; i < kWorkers; ++i) workers_.emplace_back([this] { Work(); });
+}
+
+absl::Time LayerManager::LookupDeadline() const {
+  return absl::Now() + absl::Milliseconds(config_.lookup_timeout_ms);
+}
+
+fs::path LayerManager::Target(int64_t id) const {
+  return config_.root / "l" / std::to_string(id) / "fs";
+}
+
+absl::Status LayerManager::PreRegister(const std::string& ns, const oci::Digest& chain_id) {
+  const absl::Status status = PreRegisterImage(&client_, &finder_, config_.snapshotter_name, ns,
+                                               chain_id, LookupDeadline());
+  if (status.ok() || IsTransient(status)) return status;
+  log::warn("chain {} of namespace {}: {}", chain_id.text(), ns, Describe(status));
+  return absl::OkStatus();
+}
+
+absl::Status LayerManager::Await(const SnapshotKey& key, const std::vector<ModelLayer>& chain,
+                                 absl::Time deadline) {
+  if (chain.empty()) return absl::OkStatus();
+  while (true) {
+    const absl::StatusOr<LayerTable::Ready> ready = table_.Await(chain, deadline);
+    if (absl::IsNotFound(ready.status())) return PermissionDenied("{}", Message(ready.status()));
+    RETURN_IF_ERROR(ready.status());
+    const absl::Status status = authoriser_.Authorise(key, chain, *ready, deadline);
+    if (table_.generation() == ready->generation) {
+      if (!absl::IsDeadlineExceeded(status)) return status;
+      return Unavailable("{}", Message(status));
+    }
+    // kapsule-fuse died meanwhile: the answer was about views that are gone.
+  }
+}
+
+void LayerManager::Remove(const ModelLayer& layer) {
+  table_.Remove(layer.id);
+  Unmount(layer.id);
+}
+
+void LayerManager::OnDeath() {
+  for (const int64_t id : table_.Reset()) Unmount(id);
+}
+
+void LayerManager::Unmount(int64_t id) {
+  const absl::Status status = UnmountErofs(Target(id));
+  if (!status.ok()) log::error("{}", Describe(status));
+}
+
+void LayerManager::Work() {
+  while (const std::optional<LayerTable::Work> work = table_.Take()) {
+    if (work->layer) {
+      Open(*work);
+    } else {
+      Close(*work);
+    }
+  }
+}
+
+void LayerManager::Open(const LayerTable::Work& work) {
+  UniqueFd folder;
+  absl::StatusOr<Opened> opened = OpenAndMount(work, &folder);
+  if (!opened.ok()) {
+    log::warn("snapshot {}: {}", work.layer->id, Describe(opened.status()));
+    table_.Fail(work, opened.status());
+    return;
+  }
+  const std::string image = opened->image;
+  if (table_.Commit(work, *std::move(opened))) {
+    log::info("image {}, {}: mounted as snapshot {}", image, LayerTitle(*work.layer),
+              work.layer->id);
+    return;
+  }
+  const absl::Status unmounted = UnmountErofs(TargetIn(folder));
+  if (!unmounted.ok()) log::error("snapshot {}: {}", work.layer->id, Describe(unmounted));
+  table_.Fail(work, Unavailable("{} is not wanted any more", LayerTitle(*work.layer)));
+}
+
+absl::StatusOr<Opened> LayerManager::OpenAndMount(const LayerTable::Work& work, UniqueFd* folder) {
+  ASSIGN_OR_RETURN(*folder, OpenFile(Target(work.layer->id).parent_path(), O_PATH | O_DIRECTORY));
+  fs::path view;
+  ASSIGN_OR_RETURN(Opened opened, OpenAnywhere(work, &view));
+  if (!table_.BeginMount(work))
+    return Unavailable("{} is not wanted any more", LayerTitle(*work.layer));
+  const absl::Status mounted = MountErofs(view, TargetIn(*folder));
+  if (!mounted.ok())
+    return Annotate(AsLocal(mounted),
+                    fmt::format("image {}, {}", opened.image, LayerTitle(*work.layer)));
+  return opened;
+}
+
+// Any manifest that names this ciphertext at this place of this chain will do:
+// whether a container's own image opens it too is asked by Await().
+absl::StatusOr<Opened> LayerManager::OpenAnywhere(const LayerTable::Work& work, fs::path* view) {
+  const ModelLayer& layer = *work.layer;
+  absl::Status failure;
+  if (work.last != nullptr) {
+    absl::StatusOr<Opened> opened = OpenAs(layer, *work.last, layer.label.size, view);
+    if (opened.ok() || IsTransient(opened.status())) return opened;
+    Keep(&failure, opened.status());
+  }
+  std::set<oci::Digest> tried;
+  ASSIGN_OR_RETURN(const std::vector<std::string> namespaces, Namespaces(layer.ns));
+  for (const std::string& ns : namespaces) {
+    for (const FoundImage& image : FindLayer(ns, layer, &failure)) {
+      if (!tried.insert(image.manifest->digest).second) continue;
+      if (!image.manifest->CanBeGenuine(image.position)) {
+        Keep(&failure,
+             PermissionDenied("image {}, {}: a plain layer that is not what its diff_id names",
+                              image.title(), LayerTitle(layer)));
+        continue;
+      }
+      const oci::Descriptor& found = image.layer();
+      absl::StatusOr<Opened> opened =
+          OpenAs(layer, {image.title(), oci::IsEncrypted(found.media_type), found.annotations},
+                 found.size, view);
+      if (opened.ok()) return opened;
+      Keep(&failure, opened.status());
+    }
+  }
+  if (!failure.ok()) return failure;
+  return Unavailable("{} in chain {}: no image of containerd names it", LayerTitle(layer),
+                     layer.chain_id.text());
+}
+
+absl::StatusOr<Opened> LayerManager::OpenAs(const ModelLayer& layer, Opened opened, uint64_t size,
+                                            fs::path* view) {
+  const oci::Digest& digest = layer.label.digest;
+  const std::string title = fmt::format("image {}, {}", opened.image, LayerTitle(layer));
+  absl::StatusOr<UniqueFd> blob = pins_->Open(digest, size);
+  absl::StatusOr<UniqueFd> copy = blob.ok() ? blob->Duplicate() : blob.status();
+  if (!copy.ok()) return Annotate(AsLocal(copy.status()), title);
+  absl::StatusOr<fs::path> path =
+      calls_.open(digest, size, opened.encrypted, *std::move(copy), opened.annotations,
+                  absl::Now() + absl::Milliseconds(config_.open_timeout_ms));
+  if (!path.ok()) return Annotate(path.status(), title);
+  pins_->Hold(digest, *std::move(blob));
+  *view = *std::move(path);
+  return opened;
+}
+
+absl::StatusOr<std::vector<std::string>> LayerManager::Namespaces(const std::string& first) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> all, client_.ListNamespaces(LookupDeadline()));
+  std::vector<std::string> ordered;
+  if (!first.empty()) ordered.push_back(first);
+  for (const std::string& ns : all) {
+    if (ns != first) ordered.push_back(ns);
+  }
+  return ordered;
+}
+
+// What was found before an error counts. The exact look-up comes first, so that
+// images of the same chain with other blobs are not in its way; the other one
+// knows images by name.
+std::vector<FoundImage> LayerManager::FindLayer(const std::string& ns, const ModelLayer& layer,
+                                                absl::Status* failure) {
+  std::vector<FoundImage> images;
+  const auto take = [&](const absl::StatusOr<std::vector<FoundImage>>& found) {
+    if (!found.ok()) return Keep(failure, found.status());
+    for (const FoundImage& image : *found) {
+      if (!IsFor(image, layer)) continue;
+      const auto known = std::find_if(images.begin(), images.end(), [&](const FoundImage& other) {
+        return other.manifest->digest == image.manifest->digest;
+      });
+      if (known == images.end()) {
+        images.push_back(image);
+      } else {
+        known->name = image.name;
+      }
+    }
+  };
+  take(finder_.OfLayer(ns, layer.label.digest, layer.depth, layer.chain_id, LookupDeadline()));
+  take(finder_.OfChain(ns, layer.chain_id, LookupDeadline()));
+  return images;
+}
+
+void LayerManager::Close(const LayerTable::Work& work) {
+  const absl::Status status = calls_.close(work.digest, absl::Now() + kCloseTimeout);
+  if (!status.ok() && !absl::IsNotFound(status))
+    log::warn("close layer {}: {}", work.digest.text(), Describe(status));
+  pins_->Release(work.digest);
+  table_.Closed(work);
+}
+
+}  // namespace kapsule::snapshotter

@@ -1,0 +1,85 @@
+// Opens, mounts, authorises and closes Kapsule layers, given a data plane.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/base/file.h"
+#include "snapshotter/authoriser.h"
+#include "snapshotter/blob_pins.h"
+#include "snapshotter/image_finder.h"
+#include "snapshotter/layer_table.h"
+
+namespace kapsule::snapshotter {
+
+// What is asked of kapsule-fuse; as in DataPlane (data_plane.h).
+struct DataPlaneCalls {
+  std::function<absl::StatusOr<std::filesystem::path>(const oci::Digest&, uint64_t size,
+                                                      bool encrypted, UniqueFd blob,
+                                                      const oci::Annotations&, absl::Time deadline)>
+      open;
+  Authoriser::Compare authorise;
+  std::function<absl::Status(const oci::Digest&, absl::Time deadline)> close;
+};
+
+// ModelLayers without the process. Thread-safe.
+class LayerManager {
+ public:
+  // Detaches stale mounts, sweeps pins, and remembers `layers` as to be opened.
+  static absl::StatusOr<std::unique_ptr<LayerManager>> Create(
+      const Config& config, const std::vector<ModelLayer>& layers);
+  ~LayerManager();
+
+  // Starts the workers. Once, when the data plane serves.
+  void Run(DataPlaneCalls calls);
+  // Ends the workers and unmounts every view; the data plane is not called
+  // afterwards, but may still call here.
+  void Stop();
+
+  // As ModelLayers.
+  absl::Status PreRegister(const std::string& ns, const oci::Digest& chain_id);
+  void Add(const ModelLayer& layer) { table_.Add(layer); }
+  absl::Status Await(const SnapshotKey& key, const std::vector<ModelLayer>& chain,
+                     absl::Time deadline);
+  void Remove(const ModelLayer& layer);
+
+  // As DataPlane::Options.
+  void OnDeath();
+  void OnRestart() { table_.Hurry(); }
+
+ private:
+  LayerManager(const Config& config, std::unique_ptr<BlobPins> pins);
+
+  void Work();
+  void Open(const LayerTable::Work& work);
+  // `folder`: of the snapshot, to find the mount by.
+  absl::StatusOr<Opened> OpenAndMount(const LayerTable::Work& work, UniqueFd* folder);
+  absl::StatusOr<Opened> OpenAnywhere(const LayerTable::Work& work, std::filesystem::path* view);
+  absl::StatusOr<Opened> OpenAs(const ModelLayer& layer, Opened opened, uint64_t size,
+                                std::filesystem::path* view);
+  absl::StatusOr<std::vector<std::string>> Namespaces(const std::string& first);
+  std::vector<FoundImage> FindLayer(const std::string& ns, const ModelLayer& layer,
+                                    absl::Status* failure);
+  void Close(const LayerTable::Work& work);
+  void Unmount(int64_t id);
+
+  absl::Time LookupDeadline() const;
+  std::filesystem::path Target(int64_t id) const;
+
+  // Constant after construction, and `calls_` after Run().
+  const Config config_;
+  const std::unique_ptr<BlobPins> pins_;
+  DataPlaneCalls calls_;
+
+  containerd::Client client_;
+  ImageFinder finder_;
+  Authoriser authoriser_;
+  LayerTable table_;
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace kapsule::snapshotter

@@ -1,0 +1,13 @@
+kapsule_library(layer_manager
+  SOURCES authoriser.cc blob_pins.cc erofs_mount.cc image_finder.cc layer_manager.cc layer_table.cc
+          pre_register.cc
+  TESTS authoriser_test.cc blob_pins_test.cc erofs_mount_test.cc image_finder_test.cc
+        layer_manager_test.cc layer_table_test.cc pre_register_test.cc test_proxy.cc test_view.cc
+  DEPS kapsule::base kapsule::oci kapsule::containerd absl::synchronization absl::time
+  TEST_DEPS kapsule::containerd_testing kapsule::snapshotter)
+
+if(TARGET kapsule::data_plane)
+  kapsule_library(model_layers
+    SOURCES model_layers.cc
+    DEPS kapsule::layer_manager kapsule::data_plane)
+endif()

@@ -1,0 +1,72 @@
+// Kapsule layers on this node: finding their manifest, opening them through
+// kapsule-fuse, mounting their views, and deciding who may use them.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <absl/time/time.h>
+
+#include "core/base/status.h"
+#include "core/oci/annotations.h"
+#include "snapshotter/config.h"
+#include "snapshotter/snapshot_key.h"
+
+namespace kapsule::snapshotter {
+
+// One committed snapshot that is a Kapsule layer. The record is a hint kept in
+// the metadata store; what is mounted is proven by the manifest and the key.
+struct ModelLayer {
+  int64_t id = 0;        // snapshot id: mounted at <root>/l/<id>/fs
+  oci::Digest chain_id;  // of the snapshot
+  uint32_t depth = 0;    // 0 is the bottom layer of the image
+  oci::LayerLabel label;
+  std::string ns = {};  // whose pull made it; its images are asked first
+};
+
+// Thread-safe. No method holds a lock over I/O, RPC or mount(2).
+class ModelLayers {
+ public:
+  // Starts kapsule-fuse; detaches stale mounts below <root>/l that an earlier
+  // run left, then opens `layers` again in the background.
+  static absl::StatusOr<std::unique_ptr<ModelLayers>> Start(const Config& config,
+                                                            const std::vector<ModelLayer>& layers);
+  // Unmounts every view and stops kapsule-fuse.
+  ~ModelLayers();
+
+  // For a Prepare without labels: looks in containerd for an image of
+  // namespace `ns` whose chain holds `chain_id`, and, where its layers are
+  // Kapsule layers, prepares those in containerd (nested Prepare calls with
+  // labels arrive back here). OK whatever was found; other errors than this only
+  // where containerd could not be asked within config.lookup_timeout_ms.
+  //   Aborted  the layers of an encrypted image came too late for this Prepare:
+  //            unpacking would fail, pulling again will do
+  absl::Status PreRegister(const std::string& ns, const oci::Digest& chain_id);
+
+  // A new layer: opens it in the background. Never waits.
+  void Add(const ModelLayer& layer);
+
+  // Waits until all of `chain` (the Kapsule layers below a container, bottom to
+  // top) are mounted and an image of the namespace of `key`, which is that of
+  // the container's snapshot, is authorised for them: its own where containerd
+  // has a record of it, and for an image volume the one that the key names.
+  //   Unavailable       not within `deadline`: says what is missing and why
+  //   PermissionDenied  no key for this node, or an image that names other keys
+  //   others            a layer that cannot be opened: tried again at the next
+  //                     Await, at most once a second
+  absl::Status Await(const SnapshotKey& key, const std::vector<ModelLayer>& chain,
+                     absl::Time deadline);
+
+  // The snapshot is gone from the metadata: unmounts its view and closes it;
+  // a view that is still read lives until its last reader goes.
+  void Remove(const ModelLayer& layer);
+
+ private:
+  class Impl;
+  explicit ModelLayers(std::unique_ptr<Impl> impl);
+  const std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kapsule::snapshotter

@@ -1,0 +1,23 @@
+// The mount that shows a snapshot: what containerd's overlayfs snapshotter
+// answers, so that containerd and runtimes find nothing new.
+#pragma once
+
+#include <vector>
+
+#include "core/base/status.h"
+#include "snapshotter/snapshot.h"
+#include "snapshotter/snapshot_dirs.h"
+
+namespace kapsule::snapshotter {
+
+// The longest option string of one mount, counted as containerd passes it to
+// the kernel, which takes a page of 4,096 bytes.
+inline constexpr size_t kMaxMountOptions = 4000;
+
+// Snapshot `id` on `parents` (top to bottom). Read-only mounts have no upper
+// directory, so that nothing is ever copied up from below.
+//   FailedPrecondition  too many layers for one mount
+absl::StatusOr<Mount> SnapshotMount(const SnapshotDirs& dirs, int64_t id, bool writable,
+                                    const std::vector<int64_t>& parents);
+
+}  // namespace kapsule::snapshotter
