@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import tempfile
 import time
@@ -21,6 +22,7 @@ MODEL = "/models/tiny/model.gguf"
 def setUpModule():
     global work, node, image, model, digest
     work = pathlib.Path(tempfile.mkdtemp(prefix="kapsule-flow-"))
+    unittest.addModuleCleanup(shutil.rmtree, work)
     model = work / "tiny.gguf"
     run(PROJECT / "scripts" / "make-tiny-gguf", model, "--marker", MARKER, "--pad-mib", 20)
     digest = sha256_of(model)
@@ -42,7 +44,6 @@ def setUpModule():
 
 def tearDownModule():
     node.stop()
-    run("rm", "-rf", work)
 
 
 class FlowTest(unittest.TestCase):

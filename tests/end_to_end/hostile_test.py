@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import shutil
 import signal
 import tempfile
 import time
@@ -18,6 +19,7 @@ ACCEPT = "application/vnd.oci.image.manifest.v1+json"
 def setUpModule():
     global work, node, base
     work = pathlib.Path(tempfile.mkdtemp(prefix="kapsule-hostile-"))
+    unittest.addModuleCleanup(shutil.rmtree, work)
     run(PROJECT / "scripts" / "make-tiny-gguf", work / "tiny.gguf", "--pad-mib", 4)
     for name in ("ours", "theirs"):
         run(BIN / "kapsule-ctl", "keys", "generate", "--type", "rsa-2048", "-o", work / name)
@@ -33,7 +35,6 @@ def setUpModule():
 
 def tearDownModule():
     node.stop()
-    run("rm", "-rf", work)
 
 
 def build(tag, key="ours", model="tiny.gguf"):
