@@ -252,7 +252,7 @@ TEST_F(ProgramTest, NobodyIsAllowedByDefault) {
 }
 
 TEST_F(ProgramTest, TheUidOfTheConnectingProcessCounts) {
-  if (geteuid() != 0) GTEST_SKIP() << "needs root to become another user";
+  ASSERT_EQ(geteuid(), 0u) << "needs root to become another user";
   Start({std::to_string(kOtherUid)});
   const oci::Annotations annotations = Wrapped(Options(), key_);
   const pid_t child = fork();
@@ -317,7 +317,7 @@ TEST_F(ProgramTest, StalledConnectionsHoldUpNobodyAndAreBounded) {
 }
 
 TEST_F(ProgramTest, PeersThatAreNotAllowedCannotTakeAllPlaces) {
-  if (geteuid() != 0) GTEST_SKIP() << "needs root to become another user";
+  ASSERT_EQ(geteuid(), 0u) << "needs root to become another user";
   Start({std::to_string(kOtherUid)});
   std::vector<UniqueFd> stalled;
   for (int i = 0; i < 100; ++i)
