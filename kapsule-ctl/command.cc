@@ -40,6 +40,9 @@ int Main(int argc, char** argv) {
   AddKeys(app, action);
   AddBuild(app, action);
   AddInspect(app, action);
+  AddDoctor(app, action);
+  AddStatus(app, action);
+  AddUpgrade(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -16,6 +16,9 @@ using Action = std::function<absl::Status()>;
 void AddKeys(CLI::App& app, Action& action);
 void AddBuild(CLI::App& app, Action& action);
 void AddInspect(CLI::App& app, Action& action);
+void AddDoctor(CLI::App& app, Action& action);
+void AddStatus(CLI::App& app, Action& action);
+void AddUpgrade(CLI::App& app, Action& action);
 
 // Results go to stdout, everything else to stderr.
 absl::Status PrintResult(const std::string& text);

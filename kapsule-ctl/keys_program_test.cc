@@ -84,7 +84,10 @@ TEST_F(KeysProgramTest, UsageErrorsAreTwoAndHelpIsNone) {
                                              {"keys", "--help"},
                                              {"keys", "generate", "--help"},
                                              {"build", "--help"},
-                                             {"inspect", "--help"}}) {
+                                             {"inspect", "--help"},
+                                             {"doctor", "--help"},
+                                             {"status", "--help"},
+                                             {"upgrade", "--help"}}) {
     const Ran ran = Ctl(good);
     EXPECT_EQ(ran.code, 0) << ran.err;
     EXPECT_THAT(ran.out, HasSubstr("kapsule-ctl"));

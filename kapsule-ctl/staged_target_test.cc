@@ -59,11 +59,11 @@ TEST_F(StagedTargetTest, WithoutAManifestNothingIsLeft) {
   EXPECT_FALSE(fs::exists(folder_ / "layout/index.json"));
 }
 
-TEST_F(StagedTargetTest, BytesOfAnotherDigestFailAtTheManifest) {
+TEST_F(StagedTargetTest, BytesOfAnotherLengthFailAtTheManifest) {
   const auto target = Open();
   auto upload = target->StartBlob(std::nullopt);
   ASSERT_TRUE((*upload)->Write(AsBytes("bytes")).ok());
-  ASSERT_TRUE((*upload)->Commit(oci::Digest::Of(AsBytes("others")), 5).ok());
+  ASSERT_TRUE((*upload)->Commit(oci::Digest::Of(AsBytes("others")), 6).ok());
   EXPECT_EQ(target->PutManifest("{}", oci::kManifestType).code(), absl::StatusCode::kDataLoss);
   EXPECT_FALSE(fs::exists(folder_ / "layout/index.json"));
 }

@@ -6,16 +6,23 @@
 #include <variant>
 
 #include "core/base/file.h"
+#include "core/mounts/erofs_mount.h"
 
 namespace kapsule::snapshotter {
 namespace {
 
 constexpr uint64_t kMaxFileBytes = 1 << 20;
-constexpr int kMaxTimeoutMs = 600'000;
-constexpr size_t kMaxRootBytes = 1024;
+constexpr int64_t kMaxTimeoutMs = 600'000, kMaxGraceMs = 86'400'000;
+constexpr int64_t kMaxThreads = 64;
+constexpr int64_t kMaxCacheBytes = int64_t{1} << 40;
+// Four blocks of one stream; a chunk of each reading thread; some pages.
+constexpr int64_t kMinReadAhead = 8 << 20, kMinChunkCache = 4 << 20, kMinIndexCache = 1 << 20;
+constexpr size_t kMaxRootBytes = 95;  // a socket stands in it
+constexpr size_t kMaxFolderBytes = 1024;
 constexpr size_t kMaxSocketBytes = 107;
 
-using Field = std::variant<std::filesystem::path Config::*, std::string Config::*, int Config::*>;
+using Field =
+    std::variant<std::filesystem::path Config::*, std::string Config::*, int64_t Config::*>;
 
 const std::map<std::string_view, Field>& Fields() {
   static const auto* const fields = new std::map<std::string_view, Field>{
@@ -27,8 +34,16 @@ const std::map<std::string_view, Field>& Fields() {
       {"keyprovider_socket", &Config::keyprovider_socket},
       {"fuse_program", &Config::fuse_program},
       {"fuse_user", &Config::fuse_user},
+      {"view_mount", &Config::view_mount},
       {"open_timeout_ms", &Config::open_timeout_ms},
       {"lookup_timeout_ms", &Config::lookup_timeout_ms},
+      {"key_grace_ms", &Config::key_grace_ms},
+      {"upgrade_timeout_ms", &Config::upgrade_timeout_ms},
+      {"workers", &Config::workers},
+      {"io_threads", &Config::io_threads},
+      {"read_ahead_bytes", &Config::read_ahead_bytes},
+      {"chunk_cache_bytes", &Config::chunk_cache_bytes},
+      {"index_cache_bytes", &Config::index_cache_bytes},
       {"log_level", &Config::log_level},
   };
   return *fields;
@@ -36,11 +51,9 @@ const std::map<std::string_view, Field>& Fields() {
 
 // False where the value is of another type.
 bool Set(Config& config, const Field& field, const toml::node& value) {
-  if (const auto* number = std::get_if<int Config::*>(&field)) {
+  if (const auto* number = std::get_if<int64_t Config::*>(&field)) {
     if (!value.is_integer()) return false;
-    const int64_t wide = *value.value<int64_t>();
-    if (wide < INT_MIN || wide > INT_MAX) return false;
-    config.** number = static_cast<int>(wide);
+    config.** number = *value.value<int64_t>();
     return true;
   }
   if (!value.is_string()) return false;
@@ -61,10 +74,28 @@ absl::Status CheckPath(const char* name, const std::filesystem::path& path, size
   return absl::OkStatus();
 }
 
-absl::Status CheckTimeout(const char* name, int ms) {
-  if (ms < 1 || ms > kMaxTimeoutMs)
-    return InvalidArgument("{} is {}, not 1 to {}", name, ms, kMaxTimeoutMs);
+absl::Status CheckNumber(const char* name, int64_t number, int64_t min, int64_t max) {
+  if (number < min || number > max)
+    return InvalidArgument("{} is {}, not {} to {}", name, number, min, max);
   return absl::OkStatus();
+}
+
+absl::Status CheckMemory(const char* name, int64_t bytes, int64_t min) {
+  if (bytes < min)
+    return InvalidArgument("{} is {}: that memory limit is too small, it takes at least {}", name,
+                           bytes, min);
+  return CheckNumber(name, bytes, min, kMaxCacheBytes);
+}
+
+absl::Status CheckDataPlane(const Config& config) {
+  RETURN_IF_ERROR(ParseViewMount(config.view_mount).status());
+  RETURN_IF_ERROR(CheckNumber("key_grace_ms", config.key_grace_ms, 0, kMaxGraceMs));
+  RETURN_IF_ERROR(CheckNumber("upgrade_timeout_ms", config.upgrade_timeout_ms, 1, kMaxTimeoutMs));
+  RETURN_IF_ERROR(CheckNumber("workers", config.workers, 0, kMaxThreads));
+  RETURN_IF_ERROR(CheckNumber("io_threads", config.io_threads, 1, kMaxThreads));
+  RETURN_IF_ERROR(CheckMemory("read_ahead_bytes", config.read_ahead_bytes, kMinReadAhead));
+  RETURN_IF_ERROR(CheckMemory("chunk_cache_bytes", config.chunk_cache_bytes, kMinChunkCache));
+  return CheckMemory("index_cache_bytes", config.index_cache_bytes, kMinIndexCache);
 }
 
 }  // namespace
@@ -87,7 +118,7 @@ absl::StatusOr<Config> LoadConfig(const std::filesystem::path& path) {
     if (!Set(config, field->second, value))
       return InvalidArgument(
           "{}:{}: {} must be a {}", path.string(), key.source().begin.line, key.str(),
-          std::holds_alternative<int Config::*>(field->second) ? "number" : "string");
+          std::holds_alternative<int64_t Config::*>(field->second) ? "number" : "string");
   }
   return config;
 }
@@ -102,12 +133,13 @@ absl::Status CheckConfig(const Config& config) {
         config.root.native());
   RETURN_IF_ERROR(CheckPath("address", config.address, kMaxSocketBytes));
   RETURN_IF_ERROR(CheckPath("containerd_address", config.containerd_address, kMaxSocketBytes));
-  RETURN_IF_ERROR(CheckPath("content_root", config.content_root, kMaxRootBytes));
+  RETURN_IF_ERROR(CheckPath("content_root", config.content_root, kMaxFolderBytes));
   RETURN_IF_ERROR(CheckPath("keyprovider_socket", config.keyprovider_socket, kMaxSocketBytes));
   if (config.snapshotter_name.empty()) return InvalidArgument("snapshotter_name is empty");
   if (config.fuse_user.empty()) return InvalidArgument("fuse_user is empty");
-  RETURN_IF_ERROR(CheckTimeout("open_timeout_ms", config.open_timeout_ms));
-  return CheckTimeout("lookup_timeout_ms", config.lookup_timeout_ms);
+  RETURN_IF_ERROR(CheckNumber("open_timeout_ms", config.open_timeout_ms, 1, kMaxTimeoutMs));
+  RETURN_IF_ERROR(CheckNumber("lookup_timeout_ms", config.lookup_timeout_ms, 1, kMaxTimeoutMs));
+  return CheckDataPlane(config);
 }
 
 }  // namespace kapsule::snapshotter

@@ -20,15 +20,32 @@ struct Config {
   // Where containerd's content store keeps blobs/sha256/….
   std::filesystem::path content_root = "/var/lib/containerd/io.containerd.content.v1.content";
 
-  std::filesystem::path keyprovider_socket = "/run/kapsule/keys.sock";
+  std::filesystem::path keyprovider_socket = "/run/kapsule-keys/keys.sock";
 
   std::filesystem::path fuse_program;      // empty: kapsule-fuse beside this program
   std::string fuse_user = "kapsule-fuse";  // a name or a number
 
+  // How views are mounted: "auto", "file" or "loop" (ViewMount).
+  std::string view_mount = "auto";
+
   // How long a container's Prepare and Mounts wait for the layers of a chain.
-  int open_timeout_ms = 10'000;
+  int64_t open_timeout_ms = 10'000;
   // How long the look-up of an image may take when containerd sends no labels.
-  int lookup_timeout_ms = 2'000;
+  int64_t lookup_timeout_ms = 2'000;
+  // How long reads wait for a layer key that a new kapsule-fuse asks for again.
+  int64_t key_grace_ms = 60'000;
+  // How long an upgrade waits until the new kapsule-fuse has the keys of all layers.
+  int64_t upgrade_timeout_ms = 30'000;
+
+  // Threads of kapsule-fuse that answer reads (0: one for each processor, at most
+  // 4), and that read the disk for them.
+  int64_t workers = 0;
+  int64_t io_threads = 6;
+  // Memory of kapsule-fuse for all layers together, in bytes: ciphertext that is
+  // read ahead for sequential readers, verified chunks, and pages of indexes.
+  int64_t read_ahead_bytes = 32 << 20;
+  int64_t chunk_cache_bytes = 32 << 20;
+  int64_t index_cache_bytes = 8 << 20;
 
   std::string log_level = "info";
 };

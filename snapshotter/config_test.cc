@@ -43,8 +43,16 @@ TEST_F(ConfigTest, TheExampleIsTheDefaults) {
   EXPECT_EQ(config->keyprovider_socket, defaults.keyprovider_socket);
   EXPECT_EQ(config->fuse_program, defaults.fuse_program);
   EXPECT_EQ(config->fuse_user, defaults.fuse_user);
+  EXPECT_EQ(config->view_mount, defaults.view_mount);
   EXPECT_EQ(config->open_timeout_ms, defaults.open_timeout_ms);
   EXPECT_EQ(config->lookup_timeout_ms, defaults.lookup_timeout_ms);
+  EXPECT_EQ(config->key_grace_ms, defaults.key_grace_ms);
+  EXPECT_EQ(config->upgrade_timeout_ms, defaults.upgrade_timeout_ms);
+  EXPECT_EQ(config->workers, defaults.workers);
+  EXPECT_EQ(config->io_threads, defaults.io_threads);
+  EXPECT_EQ(config->read_ahead_bytes, defaults.read_ahead_bytes);
+  EXPECT_EQ(config->chunk_cache_bytes, defaults.chunk_cache_bytes);
+  EXPECT_EQ(config->index_cache_bytes, defaults.index_cache_bytes);
   EXPECT_EQ(config->log_level, defaults.log_level);
 }
 
@@ -61,7 +69,8 @@ TEST_F(ConfigTest, AnErrorNamesFileLineAndKey) {
   EXPECT_THAT(ErrorOf("\n\nroot = 7\n"), HasSubstr("config.toml:3: root must be a string"));
   EXPECT_THAT(ErrorOf("open_timeout_ms = '7'\n"),
               HasSubstr(":1: open_timeout_ms must be a number"));
-  EXPECT_THAT(ErrorOf("open_timeout_ms = 99999999999\n"), HasSubstr("must be a number"));
+  EXPECT_THAT(ErrorOf("open_timeout_ms = 1.5\n"), HasSubstr("must be a number"));
+  EXPECT_THAT(ErrorOf("\nopen_timeout_ms = 99999999999999999999\n"), HasSubstr("config.toml:2: "));
   EXPECT_THAT(ErrorOf("root = '/r'\nroot = \n"), HasSubstr("config.toml:2: "));
   EXPECT_THAT(ErrorOf("[root]\n"), HasSubstr("root must be a string"));
 }
@@ -86,6 +95,36 @@ TEST_F(ConfigTest, RefusesARootThatNoOverlayMountCanName) {
     config.root = root;
     EXPECT_EQ(CheckConfig(config).code(), absl::StatusCode::kInvalidArgument) << root;
   }
+}
+
+TEST_F(ConfigTest, KnowsTheWaysToMountAView) {
+  for (const auto& [word, ok] :
+       {std::pair("auto", true), {"file", true}, {"loop", true}, {"", false}, {"fuse", false}}) {
+    Config config;
+    config.view_mount = word;
+    EXPECT_EQ(CheckConfig(config).ok(), ok) << word;
+  }
+}
+
+TEST_F(ConfigTest, AMemoryLimitThatIsTooSmallIsSaidWithTheLeastThatWorks) {
+  for (const auto& [key, least] : {std::pair("read_ahead_bytes", 8 << 20),
+                                   {"chunk_cache_bytes", 4 << 20},
+                                   {"index_cache_bytes", 1 << 20}}) {
+    EXPECT_TRUE(CheckConfig(*Load(fmt::format("{} = {}", key, least))).ok()) << key;
+    for (const int bytes : {least - 1, 0, -1})
+      EXPECT_EQ(Message(CheckConfig(*Load(fmt::format("{} = {}", key, bytes)))),
+                fmt::format("{} is {}: that memory limit is too small, it takes at least {}", key,
+                            bytes, least));
+    EXPECT_FALSE(CheckConfig(*Load(fmt::format("{} = {}", key, INT64_MAX))).ok()) << key;
+  }
+}
+
+TEST_F(ConfigTest, BoundsThreadsAndGrace) {
+  for (const char* good : {"workers = 0", "workers = 64", "io_threads = 1", "key_grace_ms = 0"})
+    EXPECT_TRUE(CheckConfig(*Load(good)).ok()) << good;
+  for (const char* bad : {"workers = -1", "workers = 65", "io_threads = 0", "key_grace_ms = -1",
+                          "upgrade_timeout_ms = 0"})
+    EXPECT_FALSE(CheckConfig(*Load(bad)).ok()) << bad;
 }
 
 TEST_F(ConfigTest, BoundsTimeoutsAndSocketNames) {

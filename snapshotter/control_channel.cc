@@ -1,8 +1,15 @@
 #include "snapshotter/control_channel.h"
 
+#include <absl/time/clock.h>
+#include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <unistd.h>
 
+#include <cerrno>
+
+#include "core/base/log.h"
 #include "core/base/printable.h"
 
 namespace kapsule::snapshotter {
@@ -20,8 +27,12 @@ absl::Status Cleaned(const absl::Status& status) {
 
 }  // namespace
 
+// Ids begin above those of whoever had the socket before.
 ControlChannel::ControlChannel(UniqueFd socket, std::function<void()> on_end)
-    : socket_(std::move(socket)), on_end_(std::move(on_end)) {
+    : socket_(std::move(socket)),
+      leave_(eventfd(0, EFD_CLOEXEC)),
+      on_end_(std::move(on_end)),
+      last_id_(static_cast<uint64_t>(absl::GetCurrentTimeNanos())) {
   setsockopt(socket_.get(), SOL_SOCKET, SO_SNDTIMEO, &kSendTimeout, sizeof(kSendTimeout));
   reader_ = std::thread([this] { ReadReplies(); });
 }
@@ -29,8 +40,19 @@ ControlChannel::ControlChannel(UniqueFd socket, std::function<void()> on_end)
 void ControlChannel::Shutdown() { shutdown(socket_.get(), SHUT_RDWR); }
 
 void ControlChannel::Close() {
+  if (!reader_.joinable()) return;
   Shutdown();
-  if (reader_.joinable()) reader_.join();
+  Join();
+}
+
+void ControlChannel::Leave() {
+  if (reader_.joinable()) Join();
+}
+
+void ControlChannel::Join() {
+  const uint64_t one = 1;
+  if (write(leave_.get(), &one, sizeof(one)) < 0) log::error("write an eventfd failed");
+  reader_.join();
 }
 
 bool ControlChannel::ended() const {
@@ -58,8 +80,18 @@ absl::StatusOr<v1::DataPlaneReply> ControlChannel::Call(v1::DataPlaneRequest req
   return std::move(pending.reply);
 }
 
-void ControlChannel::ReadReplies() {
+// False where the reader is to end.
+bool ControlChannel::WaitForReply() const {
   for (;;) {
+    pollfd fds[] = {{socket_.get(), POLLIN, 0}, {leave_.get(), POLLIN, 0}};
+    if (poll(fds, std::size(fds), -1) < 0 && errno != EINTR) return false;
+    if (fds[1].revents != 0) return false;
+    if (fds[0].revents != 0) return true;
+  }
+}
+
+void ControlChannel::ReadReplies() {
+  while (WaitForReply()) {
     absl::StatusOr<v1::DataPlaneReply> reply = control::ReceiveReply(socket_.get());
     if (!reply.ok()) break;
     absl::MutexLock lock(&mu_);

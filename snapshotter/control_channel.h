@@ -20,8 +20,9 @@ class ControlChannel {
  public:
   static constexpr size_t kMaxErrorText = 1024;
 
-  // `on_end` is called once from that thread, when the peer is gone, breaks the
-  // protocol, or Close() was called.
+  // `socket` may have been another process's: what answers that one's requests is
+  // ignored. `on_end` is called once from that thread, when the peer is gone, breaks
+  // the protocol, or Close() or Leave() was called.
   ControlChannel(UniqueFd socket, std::function<void()> on_end);
   ~ControlChannel() { Close(); }
 
@@ -38,8 +39,12 @@ class ControlChannel {
   void Shutdown();
   // Shutdown(), and on_end has returned. From one thread only.
   void Close();
+  // As Close(), but kapsule-fuse sees nothing while there is a duplicate of the
+  // socket somewhere.
+  void Leave();
 
   bool ended() const ABSL_LOCKS_EXCLUDED(mu_);
+  int socket() const { return socket_.get(); }
 
  private:
   struct Pending {
@@ -47,13 +52,16 @@ class ControlChannel {
     absl::StatusOr<v1::DataPlaneReply> reply = absl::UnknownError("no answer");
   };
   void ReadReplies() ABSL_LOCKS_EXCLUDED(mu_);
+  bool WaitForReply() const;
+  void Join();
 
   const UniqueFd socket_;
+  const UniqueFd leave_;  // an eventfd
   const std::function<void()> on_end_;
 
   mutable absl::Mutex mu_;  // never held across I/O
   std::map<uint64_t, Pending*> pending_ ABSL_GUARDED_BY(mu_);
-  uint64_t last_id_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t last_id_ ABSL_GUARDED_BY(mu_);
   bool ended_ ABSL_GUARDED_BY(mu_) = false;
 
   std::thread reader_;  // uses all of the above

@@ -1,5 +1,6 @@
-// The kapsule-fuse process as the snapshotter sees it: started, asked, watched
-// and started again. Makes the FUSE mount that its views appear in.
+// The kapsule-fuse process as the snapshotter sees it: started, asked, watched,
+// succeeded by another and upgraded. Makes the FUSE mount that its views appear in,
+// and starts kapsule-holder, which keeps what a successor needs.
 #pragma once
 
 #include <sys/types.h>
@@ -7,13 +8,19 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include <absl/time/time.h>
 
 #include "core/base/file.h"
 #include "core/oci/annotations.h"
+#include "snapshotter/data_plane_status.h"
 
 namespace kapsule::snapshotter {
+
+class FuseSupervisor;
 
 // Thread-safe.
 class DataPlane {
@@ -21,22 +28,51 @@ class DataPlane {
   struct Options {
     std::filesystem::path views;  // the FUSE mount point; made, 0700
     std::filesystem::path program;
+    std::filesystem::path holder_program;
+    std::filesystem::path holder_socket;
     uid_t uid = 0;
     gid_t gid = 0;
     std::filesystem::path keyprovider_socket;
     std::string log_level = "info";
-    // Called from the watching thread: when the process has died, before its
-    // FUSE mount is detached; and when a new one serves.
-    std::function<void()> on_death, on_restart;
+    // Further flags of kapsule-fuse.
+    std::vector<std::string> flags = {};
+    // What the service manager kept for the holder (sd_listen_fds(3)); closed by
+    // Start().
+    std::vector<int> stored_fds = {};
+    // How long an upgrade waits for the keys of all views.
+    absl::Duration prepare_timeout = absl::Seconds(30);
+    // How long successors are tried where each of them fails, before the connection
+    // is given up: all its readers then have I/O errors.
+    absl::Duration give_up_after = absl::Minutes(2);
+    // Called from the watching thread, and on_death also by Start(). on_death: before
+    // a new FUSE connection is made, whose views are other files than those of
+    // earlier ones; nothing of those may stay mounted. on_restart: the new one is
+    // served. Of a successor, which serves the same views, they hear nothing.
+    std::function<void()> on_death = {}, on_restart = {};
   };
+  // Goes on with what an earlier run left (Leave()), where that still works: its
+  // FUSE connection, and its kapsule-fuse, or else a successor. A program that is not
+  // the one on disk any more, or runs with other flags, is upgraded in the
+  // background. What does not work is removed, and all begins anew.
   static absl::StatusOr<std::unique_ptr<DataPlane>> Start(Options options);
-  // Stops the process (it exits when its control socket closes) and unmounts.
+  // Stops, except after Leave().
   ~DataPlane();
+
+  // Ends kapsule-fuse, the holder and the FUSE connection, so that nothing waits
+  // for an answer any more: EROFS on it can be unmounted. Calls then fail.
+  void Stop();
+
+  // From now on the end of this object leaves all as it is, for the next Start().
+  void Leave();
+
+  // Where Start() went on with an earlier run: the hex digests of its views.
+  const std::optional<std::vector<std::string>>& adopted() const;
 
   // Opens a layer and returns the path of its view, a file to mount as EROFS.
   // `blob` is read-only (O_DIRECT where the file system takes it). For a plain
   // layer the annotations hold kIndexAnnotation; for an encrypted one also the
-  // wrapped keys. Errors of kapsule-fuse come back with code and message:
+  // wrapped keys. Opening an open layer compares the keys. Waits while a successor
+  // takes over. Errors of kapsule-fuse come back with code and message:
   //   NotFound, PermissionDenied  no key for this node
   //   Unavailable                 keyprovider or kapsule-fuse is down
   //   DataLoss, InvalidArgument   the layer is bad
@@ -52,13 +88,23 @@ class DataPlane {
 
   absl::Status Close(const oci::Digest& digest, absl::Time deadline);
 
+  // Puts a new process, of the program on disk, in the place of the one that serves;
+  // readers only wait for a moment. Where the new one does not get ready, with the
+  // keys of all views, the old one serves on.
+  //   FailedPrecondition  failover is off, or keys are missing
+  //   Aborted             another upgrade is under way
+  //   others              why the new one did not get ready or did not serve
+  absl::Status Upgrade();
+
+  DataPlaneStatus status() const;
   bool serving() const;
-  pid_t pid() const;  // for health and tests; -1 while there is none
+  bool failover() const;  // as in status(), without asking the holder
+  pid_t pid() const;      // -1 while there is none
 
  private:
-  class Impl;
-  explicit DataPlane(std::unique_ptr<Impl> impl);
-  const std::unique_ptr<Impl> impl_;
+  DataPlane(std::unique_ptr<FuseSupervisor> supervisor, std::filesystem::path views);
+  const std::unique_ptr<FuseSupervisor> supervisor_;
+  const std::filesystem::path views_;
 };
 
 }  // namespace kapsule::snapshotter

@@ -15,7 +15,7 @@
 #include "core/control/control_wire.h"
 #include "snapshotter/data_plane.h"
 #include "snapshotter/data_plane_test_node.h"
-#include "snapshotter/fuse_process.h"
+#include "snapshotter/fuse_connection.h"
 
 namespace kapsule::snapshotter {
 namespace {
@@ -27,16 +27,11 @@ using blob::TestBytes;
 using testing::CompareTree;
 using testing::StoredLayer;
 
-class FailureTest : public testing::DataPlaneTest {
- protected:
-  static bool Eventually(const std::function<bool()>& condition) {
-    for (int i = 0; i < 1000; ++i) {
-      if (condition()) return true;
-      absl::SleepFor(absl::Milliseconds(10));
-    }
-    return false;
-  }
-};
+using testing::Eventually;
+using testing::IsAlive;
+using testing::SendSignal;
+
+using FailureTest = testing::DataPlaneTest;
 
 // The signal that ends a child which touches every page of the file.
 int SignalOfMapping(const fs::path& path, size_t size) {
@@ -105,32 +100,6 @@ TEST_F(FailureTest, ATamperedIndexOrTocIsDataLoss) {
   }
 }
 
-TEST_F(FailureTest, AKilledProcessIsReplacedAndNothingIsLeftOfIt) {
-  DataPlane::Options options = Options();
-  std::atomic<int> deaths = 0, restarts = 0;
-  options.on_death = [&] { ++deaths; };
-  options.on_restart = [&] { ++restarts; };
-  StartPlane(std::move(options));
-  const StoredLayer layer = Store(SampleFiles(), key_);
-  for (int round = 1; round <= 3; ++round) {
-    const auto view = Open(layer);
-    ASSERT_TRUE(view.ok()) << view.status();
-    const auto mounted = Mount(*view);
-    ASSERT_TRUE(mounted.ok()) << mounted.status();
-    EXPECT_EQ(CompareTree((*mounted)->path(), layer.layer), "");
-    const pid_t pid = plane_->pid();
-    ASSERT_EQ(kill(pid, SIGKILL), 0);
-    ASSERT_TRUE(Eventually([&] { return restarts == round; }));
-    EXPECT_EQ(deaths, round);
-    EXPECT_NE(plane_->pid(), pid);
-    EXPECT_EQ(kill(pid, 0), -1);  // reaped
-    EXPECT_TRUE(plane_->serving());
-    // The old mount fails and does not hang.
-    std::ofstream("/proc/sys/vm/drop_caches") << "1";
-    EXPECT_NE(CompareTree((*mounted)->path(), layer.layer), "");
-  }
-}
-
 TEST_F(FailureTest, CallsThatAreUnderWayFailWhenTheProcessDies) {
   StartPlane();
   const StoredLayer layer = Store(SampleFiles(), key_);
@@ -138,7 +107,7 @@ TEST_F(FailureTest, CallsThatAreUnderWayFailWhenTheProcessDies) {
   absl::Status status;
   std::thread caller([&] { status = Open(layer).status(); });
   ASSERT_TRUE(Eventually([&] { return keys_->requests() > 0; }));
-  kill(plane_->pid(), SIGKILL);
+  ASSERT_NO_FATAL_FAILURE(SendSignal(plane_->pid(), SIGKILL));
   caller.join();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
   keys_->SetDelay(absl::ZeroDuration());
@@ -149,11 +118,11 @@ TEST_F(FailureTest, CallsThatAreUnderWayFailWhenTheProcessDies) {
 TEST_F(FailureTest, AProcessThatHangsIsKilledAtTheEnd) {
   StartPlane();
   const pid_t pid = plane_->pid();
-  ASSERT_EQ(kill(pid, SIGSTOP), 0);
+  ASSERT_NO_FATAL_FAILURE(SendSignal(pid, SIGSTOP));
   const absl::Time begin = absl::Now();
   plane_.reset();
   EXPECT_LT(absl::Now() - begin, absl::Seconds(4));
-  EXPECT_EQ(kill(pid, 0), -1);
+  EXPECT_FALSE(IsAlive(pid));
 }
 
 TEST_F(FailureTest, AStaleMountIsDetachedAtTheStart) {
@@ -194,11 +163,23 @@ class ProcessTest : public testing::DataPlaneTest {
  protected:
   void SetUp() override {
     DataPlaneTest::SetUp();
+    const DataPlane::Options options = Options();
+    ASSERT_TRUE(MakeDirs(options.views, 0700).ok());
+    auto connection = FuseConnection::Make({.views = options.views,
+                                            .holder_program = options.holder_program,
+                                            .holder_socket = options.holder_socket,
+                                            .uid = testing::kTestUid,
+                                            .gid = testing::kTestGid});
+    ASSERT_TRUE(connection.ok()) << connection.status();
+    connection_ = *std::move(connection);
+    const UniqueFd holder = connection_->ConnectToHolder().value();
     control::SocketPair pair = control::MakeSocketPair().value();
-    auto process = FuseProcess::Start(
+    auto process = DaemonProcess::Start(
         testing::FuseProgram(),
-        {"--control-fd", "3", "--uid", "12345", "--gid", "12345", "--keyprovider", "/nowhere"},
-        pair.theirs.get());
+        {"--control-fd", "3", "--holder-fd", "4", "--uid", std::to_string(testing::kTestUid),
+         "--gid", std::to_string(testing::kTestGid), "--keyprovider",
+         (folder_ / "keys.sock").string()},
+        {pair.theirs.get(), holder.get()});
     ASSERT_TRUE(process.ok()) << process.status();
     process_ = std::move(*process);
     control_ = std::move(pair.ours);
@@ -206,6 +187,7 @@ class ProcessTest : public testing::DataPlaneTest {
   void TearDown() override {
     process_.reset();
     control_.reset();
+    connection_.reset();
     DataPlaneTest::TearDown();
   }
   std::string HowItEnds() {
@@ -219,21 +201,33 @@ class ProcessTest : public testing::DataPlaneTest {
     EXPECT_EQ(reply.id(), request.id());
     return control::StatusOf(reply);
   }
-  std::unique_ptr<FuseProcess> process_;
+  std::unique_ptr<FuseConnection> connection_;
+  std::unique_ptr<DaemonProcess> process_;
   UniqueFd control_;
 };
 
-TEST_F(ProcessTest, ItEndsWhenTheControlSocketCloses) {
+TEST_F(ProcessTest, BeforeItServesItEndsWhenTheControlSocketCloses) {
   control_.reset();
   EXPECT_EQ(HowItEnds(), "exit status 0");
+}
+
+TEST_F(ProcessTest, OnceItServesItEndsWithItsMount) {
+  v1::DataPlaneRequest request;
+  request.set_id(1);
+  request.mutable_serve();
+  ASSERT_EQ(Ask(request, {}), absl::OkStatus());
+  control_.reset();
+  EXPECT_FALSE(process_->WaitForEnd(300));
+  connection_.reset();
+  EXPECT_EQ(HowItEnds(), "exit status 1");
 }
 
 TEST_F(ProcessTest, ItEndsAtSigterm) {
   v1::DataPlaneRequest request;  // once it answers, it listens to signals
   request.set_id(1);
   request.mutable_close()->set_digest(std::string(64, 'a'));
-  ASSERT_TRUE(Ask(request, {}).ok());
-  kill(process_->pid(), SIGTERM);
+  ASSERT_EQ(Ask(request, {}).code(), absl::StatusCode::kFailedPrecondition);
+  ASSERT_NO_FATAL_FAILURE(SendSignal(process_->pid(), SIGTERM));
   EXPECT_EQ(HowItEnds(), "exit status 0");
 }
 
@@ -250,8 +244,9 @@ TEST_F(ProcessTest, ABadRequestIsAnsweredAndTheNextOneToo) {
   request.mutable_close()->set_digest("../../etc/passwd");
   EXPECT_EQ(Ask(request, {}).code(), absl::StatusCode::kInvalidArgument);
   request.mutable_serve();
-  EXPECT_EQ(Ask(request, {}).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(Ask(request, {null.get()}).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Ask(request, {}), absl::OkStatus());
+  EXPECT_EQ(Ask(request, {}).code(), absl::StatusCode::kAlreadyExists);  // once is enough
   request.mutable_open()->set_digest(std::string(64, 'b'));
   request.mutable_open()->set_size(10);
   request.mutable_open()->set_timeout_ms(1000);

@@ -132,7 +132,7 @@ TEST_F(OpenTest, TheProcessHasNoRightsAndNoNetwork) {
     EXPECT_EQ(target.find("keys.sock"), std::string::npos);
     ++fds;
   }
-  EXPECT_LE(fds, 7);  // 0-2, control, /dev/fuse, signalfd, eventfd
+  EXPECT_LE(fds, 9);  // 0-2, control, holder, /dev/fuse, requests, signalfd, eventfd
 }
 
 TEST_F(OpenTest, AKeyOfAnotherNodeIsNotFound) {

@@ -8,11 +8,13 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <fstream>
 
 #include "core/base/unix_socket.h"
 #include "core/crypt/keywrap_jwe.h"
 #include "core/keyprovider/wire.h"
+#include "core/mounts/erofs_mount.h"
 
 namespace kapsule::snapshotter::testing {
 namespace fs = std::filesystem;
@@ -106,8 +108,7 @@ void PrintTo(const Census& census, std::ostream* out) {
 absl::StatusOr<std::unique_ptr<ErofsMount>> ErofsMount::Make(const fs::path& view,
                                                              const fs::path& target) {
   RETURN_IF_ERROR(MakeDirs(target, 0755));
-  if (mount(view.c_str(), target.c_str(), "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, "directio"))
-    return ErrnoStatus(errno, "mount EROFS");
+  RETURN_IF_ERROR(ErofsMounter().Mount(view, target));
   return std::unique_ptr<ErofsMount>(new ErofsMount(target));
 }
 
@@ -132,6 +133,10 @@ void DataPlaneTest::TearDown() {
   plane_.reset();
   keys_.reset();
   if (folder_.empty()) return;
+  // Another process would not be the parent of what it adopted.
+  const absl::Time patience = absl::Now() + absl::Seconds(5);
+  while (left_ && waitpid(-1, nullptr, WNOHANG) >= 0 && absl::Now() < patience)
+    absl::SleepFor(absl::Milliseconds(5));
   EXPECT_EQ(TakeCensus(folder_), before_);
   EXPECT_TRUE(RemoveTree(folder_).ok());
 }
@@ -140,10 +145,18 @@ DataPlane::Options DataPlaneTest::Options() const {
   DataPlane::Options options;
   options.views = folder_ / "views";
   options.program = FuseProgram();
+  options.holder_program = FuseProgram().parent_path() / "kapsule-holder";
+  options.holder_socket = folder_ / "holder.sock";
   options.uid = kTestUid;
   options.gid = kTestGid;
   options.keyprovider_socket = folder_ / "keys.sock";
   return options;
+}
+
+void DataPlaneTest::LeavePlane() {
+  plane_->Leave();
+  plane_.reset();
+  left_ = true;
 }
 
 void DataPlaneTest::StartPlane(DataPlane::Options options) {
@@ -173,8 +186,9 @@ StoredLayer DataPlaneTest::StoreBlob(blob::TestLayer layer) {
 }
 
 StoredLayer DataPlaneTest::Store(const std::vector<blob::TestFile>& files,
-                                 const crypt::Key& recipient, bool with_index) {
-  StoredLayer stored = StoreBlob(blob::BuildTestLayer(files, true));
+                                 const crypt::Key& recipient, bool with_index,
+                                 uint32_t chunk_size) {
+  StoredLayer stored = StoreBlob(blob::BuildTestLayer(files, true, chunk_size));
   stored.annotations = Rewrap(stored.layer, recipient, with_index);
   stored.encrypted = true;
   return stored;
@@ -190,8 +204,11 @@ namespace {
 
 absl::StatusOr<fs::path> OpenIn(DataPlane& plane, const StoredLayer& layer,
                                 const oci::Annotations& annotations, absl::Duration timeout) {
-  ASSIGN_OR_RETURN(UniqueFd blob, OpenFile(layer.path, O_RDONLY | O_DIRECT));
-  return plane.Open(layer.digest, layer.layer.bytes.size(), layer.encrypted, std::move(blob),
+  // A tmpfs of Linux 6.1 takes no O_DIRECT.
+  absl::StatusOr<UniqueFd> blob = OpenFile(layer.path, O_RDONLY | O_DIRECT);
+  if (!blob.ok()) blob = OpenFile(layer.path, O_RDONLY);
+  RETURN_IF_ERROR(blob.status());
+  return plane.Open(layer.digest, layer.layer.bytes.size(), layer.encrypted, *std::move(blob),
                     annotations, absl::Now() + timeout);
 }
 
@@ -208,6 +225,21 @@ absl::StatusOr<fs::path> DataPlaneTest::Open(const StoredLayer& layer,
 
 absl::StatusOr<std::unique_ptr<ErofsMount>> DataPlaneTest::Mount(const fs::path& view) {
   return ErofsMount::Make(view, folder_ / fmt::format("mount-{}", next_++));
+}
+
+void SendSignal(pid_t pid, int signal) {
+  ASSERT_GT(pid, 1);
+  ASSERT_EQ(kill(pid, signal), 0);
+}
+
+bool IsAlive(pid_t pid) { return pid > 1 && kill(pid, 0) == 0; }
+
+bool Eventually(const std::function<bool()>& condition) {
+  for (int i = 0; i < 1000; ++i) {
+    if (condition()) return true;
+    absl::SleepFor(absl::Milliseconds(10));
+  }
+  return false;
 }
 
 namespace {
@@ -245,6 +277,60 @@ std::string CompareTree(const fs::path& root, const blob::TestLayer& layer) {
     ++files;
   }
   return files > 0 ? "" : "no files in the layer";
+}
+
+namespace {
+
+void DropFromCache(const fs::path& root, const blob::TestLayer& layer) {
+  for (const archive::TocEntry& entry : layer.toc.entries) {
+    if (entry.type != archive::EntryType::kFile) continue;
+    const auto fd = OpenFile(root / entry.path, O_RDONLY);
+    if (fd.ok()) posix_fadvise(fd->get(), 0, 0, POSIX_FADV_DONTNEED);
+  }
+}
+
+}  // namespace
+
+Reader::Reader(fs::path root, const blob::TestLayer& layer)
+    : root_(std::move(root)), layer_(layer), thread_([this] { Run(); }) {}
+
+Reader::~Reader() {
+  stopping_ = true;
+  thread_.join();
+}
+
+void Reader::Run() {
+  while (!stopping_) {
+    DropFromCache(root_, layer_);
+    const std::string difference = CompareTree(root_, layer_);
+    ++rounds_;
+    const std::lock_guard lock(mu_);
+    if (problem_.empty()) problem_ = difference;
+  }
+}
+
+std::string Reader::problem() const {
+  const std::lock_guard lock(mu_);
+  return problem_;
+}
+
+bool Reader::WaitForRounds(int rounds) const {
+  const int until = rounds_ + rounds + 1;
+  for (int i = 0; i < 3000 && rounds_ < until; ++i) absl::SleepFor(absl::Milliseconds(10));
+  return rounds_ >= until;
+}
+
+std::vector<pid_t> ChildrenNamed(const std::string& name) {
+  std::vector<pid_t> found;
+  std::error_code error;
+  for (fs::directory_iterator it("/proc/self/task", error), end; !error && it != end;
+       it.increment(error)) {
+    std::ifstream in(it->path() / "children");
+    for (pid_t pid; in >> pid;) {
+      if (StatusLine(pid, "Name") == name) found.push_back(pid);
+    }
+  }
+  return found;
 }
 
 std::string StatusLine(pid_t pid, const std::string& name) {

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -64,7 +65,7 @@ struct Census {
 Census TakeCensus(const std::filesystem::path& folder);
 void PrintTo(const Census& census, std::ostream* out);
 
-// Mounts a view as file-backed EROFS; detached at the end.
+// Mounts a view as the snapshotter does; detached at the end.
 class ErofsMount {
  public:
   static absl::StatusOr<std::unique_ptr<ErofsMount>> Make(const std::filesystem::path& view,
@@ -86,10 +87,12 @@ class DataPlaneTest : public ::testing::Test {
   DataPlane::Options Options() const;
   void StartPlane() { StartPlane(Options()); }
   void StartPlane(DataPlane::Options options);
+  // Drops it, as a kapsule-snapshotter that ends and leaves the rest running.
+  void LeavePlane();
 
   // Encrypted for `recipient`, plain without.
   StoredLayer Store(const std::vector<blob::TestFile>& files, const crypt::Key& recipient,
-                    bool with_index = true);
+                    bool with_index = true, uint32_t chunk_size = 64 * 1024);
   StoredLayer StorePlain(const std::vector<blob::TestFile>& files);
   // The annotations of `layer` for another recipient.
   oci::Annotations Rewrap(const blob::TestLayer& layer, const crypt::Key& recipient,
@@ -109,15 +112,49 @@ class DataPlaneTest : public ::testing::Test {
  private:
   StoredLayer StoreBlob(blob::TestLayer layer);
   Census before_;
+  bool left_ = false;
   int next_ = 0;
 };
+
+// kill(2), but never of "all processes", which is what a pid of -1 says there.
+void SendSignal(pid_t pid, int signal);
+bool IsAlive(pid_t pid);  // or not reaped
+
+// Whether `condition` holds within ten seconds.
+bool Eventually(const std::function<bool()>& condition);
 
 // Compares every file of the layer with what `root` shows, read in pieces of odd
 // sizes. Empty where all is equal.
 std::string CompareTree(const std::filesystem::path& root, const blob::TestLayer& layer);
 
+// Reads every file of the layer below `root` again and again, from the data plane
+// and not from the page cache, and compares.
+class Reader {
+ public:
+  Reader(std::filesystem::path root, const blob::TestLayer& layer);
+  ~Reader();
+  // Empty while all was equal and without error.
+  std::string problem() const;
+  // Waits for whole rounds that begin from now on.
+  bool WaitForRounds(int rounds) const;
+
+ private:
+  void Run();
+
+  const std::filesystem::path root_;
+  const blob::TestLayer& layer_;
+  std::atomic<bool> stopping_ = false;
+  std::atomic<int> rounds_ = 0;
+  mutable std::mutex mu_;
+  std::string problem_;
+  std::thread thread_;
+};
+
 // A line of /proc/PID/status, without its name.
 std::string StatusLine(pid_t pid, const std::string& name);
+
+// Children of this process that run a program of this name.
+std::vector<pid_t> ChildrenNamed(const std::string& name);
 
 // The path of kapsule-fuse, beside the test program.
 std::filesystem::path FuseProgram();

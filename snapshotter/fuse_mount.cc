@@ -4,11 +4,11 @@
 #include <sys/mount.h>
 
 #include <cerrno>
-#include <fstream>
-#include <optional>
-#include <sstream>
+#include <string>
+#include <vector>
 
 #include "core/base/log.h"
+#include "core/mounts/mountinfo.h"
 
 namespace kapsule::snapshotter {
 namespace {
@@ -18,34 +18,13 @@ constexpr int kMaxBackground = 4096;
 // What the kernel asks for at once: two requests of the largest size.
 constexpr int kReadAheadKiB = 2048;
 
-// mountinfo writes space, tab, line feed and backslash as \ooo.
-std::string Unescape(const std::string& text) {
-  std::string out;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '\\' && i + 3 < text.size()) {
-      out.push_back(static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 +
-                                      (text[i + 3] - '0')));
-      i += 3;
-    } else {
-      out.push_back(text[i]);
-    }
-  }
-  return out;
-}
-
-// "major:minor" of the last FUSE mount at `path` (proc_pid_mountinfo(5)).
-std::optional<std::string> FuseDeviceAt(const std::filesystem::path& path) {
-  std::ifstream mountinfo("/proc/self/mountinfo");
-  std::optional<std::string> found;
-  for (std::string line; std::getline(mountinfo, line);) {
-    std::istringstream words(line);
-    std::string id, parent, device, root, point, word, type;
-    words >> id >> parent >> device >> root >> point;
-    while (words >> word && word != "-") {
-    }
-    words >> type;
-    if (type.rfind("fuse", 0) == 0 && Unescape(point) == path.native()) found = device;
-  }
+// "major:minor" of each FUSE mount at `path`, the topmost last.
+absl::StatusOr<std::vector<std::string>> FuseDevicesAt(const std::filesystem::path& path) {
+  ASSIGN_OR_RETURN(const std::vector<MountInfo> mounts, ReadMountInfo());
+  std::vector<std::string> found;
+  for (const MountInfo& mount : mounts)
+    if (mount.type.starts_with("fuse") && mount.point == path.native())
+      found.push_back(mount.device);
   return found;
 }
 
@@ -60,10 +39,10 @@ void WriteNumber(const std::string& path, int number) {
 }  // namespace
 
 absl::Status DetachFuseMounts(const std::filesystem::path& path) {
-  while (FuseDeviceAt(path)) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> devices, FuseDevicesAt(path));
+  for (size_t i = 0; i < devices.size(); ++i)
     if (umount2(path.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW) != 0)
       return ErrnoStatus(errno, "detach " + path.string());
-  }
   return absl::OkStatus();
 }
 
@@ -77,18 +56,27 @@ absl::StatusOr<FuseMount> FuseMount::Make(const std::filesystem::path& path) {
   return FuseMount(path, std::move(device));
 }
 
+absl::StatusOr<FuseMount> FuseMount::Adopt(const std::filesystem::path& path) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> devices, FuseDevicesAt(path));
+  if (devices.size() != 1)
+    return NotFound("{} FUSE mounts at {} instead of one", devices.size(), path.string());
+  return FuseMount(path, UniqueFd());
+}
+
 FuseMount::~FuseMount() {
   if (path_.empty()) return;
+  // Ends the connection, whoever has its device: EBUSY then says that EROFS is on it.
+  umount2(path_.c_str(), UMOUNT_NOFOLLOW | MNT_FORCE);
   if (umount2(path_.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW) != 0 && errno != EINVAL)
     log::warn("{}", Describe(ErrnoStatus(errno, "detach " + path_.string())));
 }
 
 void FuseMount::Tune() const {
-  const std::optional<std::string> device = FuseDeviceAt(path_);
-  if (!device) return;
-  WriteNumber("/sys/class/bdi/" + *device + "/read_ahead_kb", kReadAheadKiB);
-  const std::string connection =
-      "/sys/fs/fuse/connections/" + device->substr(device->find(':') + 1);
+  const absl::StatusOr<std::vector<std::string>> devices = FuseDevicesAt(path_);
+  if (!devices.ok() || devices->empty()) return;
+  const std::string& device = devices->back();
+  WriteNumber("/sys/class/bdi/" + device + "/read_ahead_kb", kReadAheadKiB);
+  const std::string connection = "/sys/fs/fuse/connections/" + device.substr(device.find(':') + 1);
   WriteNumber(connection + "/max_background", kMaxBackground);
   WriteNumber(connection + "/congestion_threshold", kMaxBackground / 4 * 3);
 }

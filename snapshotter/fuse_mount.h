@@ -16,12 +16,18 @@ class FuseMount {
   // `path` is an existing directory, absolute and without symbolic links. Needs
   // CAP_SYS_ADMIN.
   static absl::StatusOr<FuseMount> Make(const std::filesystem::path& path);
+  // One that an earlier run left at `path`; without its device.
+  //   NotFound  nothing or something else is mounted there, or several
+  static absl::StatusOr<FuseMount> Adopt(const std::filesystem::path& path);
   FuseMount(FuseMount&& other) noexcept = default;
   FuseMount& operator=(FuseMount&&) = delete;
   ~FuseMount();
 
-  // /dev/fuse, for whoever serves. It has to be the only descriptor in the end:
-  // the kernel fails the readers of a mount when the last one closes.
+  // From now on it is not detached at the end.
+  void Leave() { path_.clear(); }
+
+  // /dev/fuse, for whoever serves. The kernel fails the readers of the mount when
+  // the last descriptor closes.
   UniqueFd TakeDevice() { return std::move(device_); }
 
   // Read-ahead and the number of requests under way, once INIT has been
@@ -31,7 +37,7 @@ class FuseMount {
  private:
   FuseMount(std::filesystem::path path, UniqueFd device)
       : path_(std::move(path)), device_(std::move(device)) {}
-  std::filesystem::path path_;  // empty once moved from
+  std::filesystem::path path_;  // empty: nothing to detach
   UniqueFd device_;
 };
 

@@ -6,7 +6,6 @@
 #include <set>
 
 #include "core/base/log.h"
-#include "snapshotter/erofs_mount.h"
 #include "snapshotter/pre_register.h"
 
 namespace kapsule::snapshotter {
@@ -41,18 +40,19 @@ void Keep(absl::Status* kept, const absl::Status& status) {
 
 absl::StatusOr<std::unique_ptr<LayerManager>> LayerManager::Create(
     const Config& config, const std::vector<ModelLayer>& layers) {
+  ASSIGN_OR_RETURN(const ViewMount view_mount, ParseViewMount(config.view_mount));
   RETURN_IF_ERROR(MakeDirs(config.root / "l", 0700));
-  RETURN_IF_ERROR(DetachErofsBelow(config.root / "l"));
   std::set<oci::Digest> keep;
   for (const ModelLayer& layer : layers) keep.insert(layer.label.digest);
   ASSIGN_OR_RETURN(std::unique_ptr<BlobPins> pins,
                    BlobPins::Start(config.root / "blobs", config.content_root, keep));
-  std::unique_ptr<LayerManager> manager(new LayerManager(config, std::move(pins)));
+  std::unique_ptr<LayerManager> manager(new LayerManager(config, std::move(pins), view_mount));
   for (const ModelLayer& layer : layers) manager->Add(layer);
   return manager;
 }
 
-LayerManager::LayerManager(const Config& config, std::unique_ptr<BlobPins> pins)
+LayerManager::LayerManager(const Config& config, std::unique_ptr<BlobPins> pins,
+                           ViewMount view_mount)
     : config_(config),
       pins_(std::move(pins)),
       client_(config.containerd_address),
@@ -60,8 +60,8 @@ LayerManager::LayerManager(const Config& config, std::unique_ptr<BlobPins> pins)
       authoriser_(
           &client_, &finder_,
           [this](const oci::Digest& digest, const oci::Annotations& annotations,
-                 absl::Time deadline) { return calls_.authorise(digest, annotations, deadline); }) {
-}
+                 absl::Time deadline) { return calls_.authorise(digest, annotations, deadline); }),
+      mounter_(view_mount) {}
 
 LayerManager::~LayerManager() { Stop(); }
 
@@ -69,12 +69,52 @@ void LayerManager::Stop() {
   table_.Stop();
   for (std::thread& worker : workers_) worker.join();
   workers_.clear();
+  if (left_) return;
   for (const int64_t id : table_.Stop()) Unmount(id);
+  DetachAll();
+}
+
+void LayerManager::Adopt(const std::vector<std::string>& views) {
+  const std::set<std::string> served(views.begin(), views.end());
+  std::error_code error;
+  const fs::path folder = fs::canonical(config_.root / "l", error);
+  std::set<std::string> kept;  // of layers whose view is served
+  for (const auto& [id, digest] : table_.Digests())
+    if (served.contains(digest.hex())) kept.insert(folder / std::to_string(id) / "fs");
+  const absl::StatusOr<std::vector<std::string>> mounts = ErofsMountsBelow(folder);
+  if (error || !mounts.ok()) log::error("look for mounts below {} failed", folder.string());
+  for (const std::string& mount : mounts.value_or(std::vector<std::string>())) {
+    if (kept.erase(mount) != 0) continue;  // one at each place
+    log::info("detaching {}, which no layer needs or no view is behind", mount);
+    const absl::Status status = UnmountErofs(mount);
+    if (!status.ok()) log::error("{}", Describe(status));
+  }
+  for (const std::string& view : views) {
+    const absl::StatusOr<oci::Digest> digest = oci::Digest::Parse("sha256:" + view);
+    if (digest.ok()) table_.CloseUnneeded(*digest);
+  }
+}
+
+bool LayerManager::AnyMounted() const {
+  const absl::StatusOr<std::vector<std::string>> mounts = ErofsMountsBelow(config_.root / "l");
+  return mounts.ok() && !mounts->empty();
 }
 
 void LayerManager::Run(DataPlaneCalls calls) {
   calls_ = std::move(calls);
   for (int i = 0; i < kWorkers; ++i) workers_.emplace_back([this] { Work(); });
+}
+
+std::string LayerManager::view_mount() const {
+  switch (mounter_.way()) {
+    case ViewMount::kFile:
+      return "file";
+    case ViewMount::kLoop:
+      return "loop";
+    case ViewMount::kAuto:
+      break;
+  }
+  return "auto";
 }
 
 absl::Time LayerManager::LookupDeadline() const {
@@ -116,6 +156,14 @@ void LayerManager::Remove(const ModelLayer& layer) {
 
 void LayerManager::OnDeath() {
   for (const int64_t id : table_.Reset()) Unmount(id);
+  DetachAll();
+}
+
+// Also what an earlier run mounted, and has not been opened again.
+void LayerManager::DetachAll() {
+  for (const absl::Status& status :
+       {DetachErofsBelow(config_.root / "l"), DetachLoopsOfViews(config_.root / "views")})
+    if (!status.ok()) log::error("{}", Describe(status));
 }
 
 void LayerManager::Unmount(int64_t id) {
@@ -158,7 +206,8 @@ absl::StatusOr<Opened> LayerManager::OpenAndMount(const LayerTable::Work& work, 
   ASSIGN_OR_RETURN(Opened opened, OpenAnywhere(work, &view));
   if (!table_.BeginMount(work))
     return Unavailable("{} is not wanted any more", LayerTitle(*work.layer));
-  const absl::Status mounted = MountErofs(view, TargetIn(*folder));
+  if (IsErofsMount(TargetIn(*folder))) return opened;  // since an earlier run
+  const absl::Status mounted = mounter_.Mount(view, TargetIn(*folder));
   if (!mounted.ok())
     return Annotate(AsLocal(mounted),
                     fmt::format("image {}, {}", opened.image, LayerTitle(*work.layer)));
@@ -254,8 +303,8 @@ void LayerManager::Close(const LayerTable::Work& work) {
   const absl::Status status = calls_.close(work.digest, absl::Now() + kCloseTimeout);
   if (!status.ok() && !absl::IsNotFound(status))
     log::warn("close layer {}: {}", work.digest.text(), Describe(status));
-  pins_->Release(work.digest);
-  table_.Closed(work);
+  if (!IsTransient(status)) pins_->Release(work.digest);
+  table_.Closed(work, status);
 }
 
 }  // namespace kapsule::snapshotter

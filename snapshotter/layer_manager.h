@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/base/file.h"
+#include "core/mounts/erofs_mount.h"
 #include "snapshotter/authoriser.h"
 #include "snapshotter/blob_pins.h"
 #include "snapshotter/image_finder.h"
@@ -29,16 +30,26 @@ struct DataPlaneCalls {
 // ModelLayers without the process. Thread-safe.
 class LayerManager {
  public:
-  // Detaches stale mounts, sweeps pins, and remembers `layers` as to be opened.
+  // Sweeps pins, and remembers `layers` as to be opened.
   static absl::StatusOr<std::unique_ptr<LayerManager>> Create(
       const Config& config, const std::vector<ModelLayer>& layers);
   ~LayerManager();
 
+  // The data plane is that of an earlier run and has `views` (hex digests): the
+  // mounts of known layers with a view are kept, all others below <root>/l are
+  // detached, and views that no layer needs are closed. Before Run().
+  void Adopt(const std::vector<std::string>& views);
   // Starts the workers. Once, when the data plane serves.
   void Run(DataPlaneCalls calls);
+  // From now on Stop() leaves the mounts.
+  void Leave() { left_ = true; }
   // Ends the workers and unmounts every view; the data plane is not called
   // afterwards, but may still call here.
   void Stop();
+  // Whether EROFS is mounted below <root>/l.
+  bool AnyMounted() const;
+  // "file" or "loop"; "auto" until a mount has told.
+  std::string view_mount() const;
 
   // As ModelLayers.
   absl::Status PreRegister(const std::string& ns, const oci::Digest& chain_id);
@@ -47,12 +58,12 @@ class LayerManager {
                      absl::Time deadline);
   void Remove(const ModelLayer& layer);
 
-  // As DataPlane::Options.
+  // As DataPlane::Options. OnDeath() detaches every mount below <root>/l.
   void OnDeath();
   void OnRestart() { table_.Hurry(); }
 
  private:
-  LayerManager(const Config& config, std::unique_ptr<BlobPins> pins);
+  LayerManager(const Config& config, std::unique_ptr<BlobPins> pins, ViewMount view_mount);
 
   void Work();
   void Open(const LayerTable::Work& work);
@@ -66,6 +77,7 @@ class LayerManager {
                                     absl::Status* failure);
   void Close(const LayerTable::Work& work);
   void Unmount(int64_t id);
+  void DetachAll();
 
   absl::Time LookupDeadline() const;
   std::filesystem::path Target(int64_t id) const;
@@ -79,7 +91,9 @@ class LayerManager {
   ImageFinder finder_;
   Authoriser authoriser_;
   LayerTable table_;
+  ErofsMounter mounter_;
   std::vector<std::thread> workers_;
+  bool left_ = false;  // of the thread that calls Leave() and Stop()
 };
 
 }  // namespace kapsule::snapshotter

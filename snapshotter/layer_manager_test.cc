@@ -5,15 +5,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
 
 #include "core/containerd/testing.h"
-#include "snapshotter/erofs_mount.h"
+#include "core/mounts/erofs_mount.h"
+#include "core/mounts/test_view.h"
 #include "snapshotter/layer_backend.h"
 #include "snapshotter/test_proxy.h"
-#include "snapshotter/test_view.h"
 
 namespace kapsule::snapshotter {
 namespace {
@@ -47,12 +48,12 @@ class StandIn {
                              ? absl::OkStatus()
                              : PermissionDenied("it unwraps to another key");
                 },
-            .close =
-                [this](const oci::Digest& digest, absl::Time) {
-                  absl::MutexLock lock(&mu_);
-                  open_.erase(digest);
-                  return absl::OkStatus();
-                }};
+            .close = [this](const oci::Digest& digest, absl::Time) -> absl::Status {
+              absl::MutexLock lock(&mu_);
+              if (away_) return Unavailable("kapsule-fuse is not there");
+              open_.erase(digest);
+              return absl::OkStatus();
+            }};
   }
   void SetAway(bool away) {
     absl::MutexLock lock(&mu_);
@@ -141,10 +142,17 @@ class LayerManagerTest : public ::testing::Test {
   }
 
   fs::path socket() const { return fs::path(dir_) / "proxy.sock"; }
-  void StartManager(const std::vector<ModelLayer>& layers) {
+  // `adopted`: the views of a data plane that an earlier run left.
+  void StartManager(const std::vector<ModelLayer>& layers,
+                    std::optional<std::vector<std::string>> adopted = std::nullopt) {
     auto manager = LayerManager::Create(config_, layers);
     ASSERT_TRUE(manager.ok()) << manager.status();
     manager_ = *std::move(manager);
+    if (adopted) {
+      manager_->Adopt(*adopted);
+    } else {
+      manager_->OnDeath();
+    }
     manager_->Run(plane_.calls());
   }
   void StartProxy() {
@@ -226,12 +234,89 @@ TEST_F(LayerManagerTest, FindsTheManifestInAnyNamespaceAfterARestart) {
   manager_.reset();
   EXPECT_FALSE(IsErofsMount(Target(chain[1])));
   // A mount that a killed run left behind.
-  ASSERT_TRUE(MountErofs(fs::path(dir_) / "view", Target(chain[0])).ok());
+  ASSERT_TRUE(ErofsMounter().Mount(fs::path(dir_) / "view", Target(chain[0])).ok());
   StartManager(chain);
   ASSERT_EQ(manager_->Await({"default", "c"}, chain, Soon()), absl::OkStatus());
   EXPECT_TRUE(IsErofsMount(Target(chain[0])));
   ASSERT_EQ(UnmountErofs(Target(chain[0])), absl::OkStatus());
   EXPECT_FALSE(IsErofsMount(Target(chain[0])));  // it was mounted once
+}
+
+TEST_F(LayerManagerTest, KeepsMountsOfAnEarlierRunWhoseDataPlaneServesOn) {
+  const TestImage image = Import("default", kName, "key");
+  const auto chain = Record(image);
+  ASSERT_EQ(manager_->Await({"default", "c"}, chain, Soon()), absl::OkStatus());
+  struct stat before, after;
+  ASSERT_EQ(stat(Target(chain[1]).c_str(), &before), 0);
+  manager_->Leave();
+  manager_.reset();
+  EXPECT_TRUE(IsErofsMount(Target(chain[1])));
+
+  std::vector<std::string> views;
+  for (const oci::Digest& digest : plane_.open()) views.push_back(digest.hex());
+  StartManager(chain, views);
+  EXPECT_TRUE(IsErofsMount(Target(chain[1])));  // at once
+  ASSERT_EQ(manager_->Await({"default", "c"}, chain, Soon()), absl::OkStatus());
+  ASSERT_EQ(stat(Target(chain[1]).c_str(), &after), 0);
+  EXPECT_EQ(before.st_dev, after.st_dev);
+  EXPECT_TRUE(manager_->AnyMounted());
+  for (const ModelLayer& layer : chain) {
+    manager_->Remove(layer);
+    EXPECT_FALSE(IsErofsMount(Target(layer)));  // it was mounted once
+  }
+  Eventually([&] { return plane_.open().empty(); });
+  EXPECT_FALSE(manager_->AnyMounted());
+}
+
+TEST_F(LayerManagerTest, OfAnEarlierRunOnlyWhatAKnownLayerNeedsIsKept) {
+  const TestImage image = Import("default", kName, "key");
+  const auto chain = Record(image);
+  ASSERT_EQ(manager_->Await({"default", "c"}, chain, Soon()), absl::OkStatus());
+  manager_->Leave();
+  manager_.reset();
+  // Snapshot 1 was removed while nobody looked; so was one in the middle of that.
+  const fs::path view = fs::path(dir_) / "view";
+  const fs::path removed = config_.root / "l/rm-9/fs", twice = Target(chain[1]);
+  ASSERT_EQ(MakeDirs(removed, 0755), absl::OkStatus());
+  for (const fs::path& target : {removed, twice})
+    ASSERT_EQ(ErofsMounter().Mount(view, target), absl::OkStatus());
+  std::vector<std::string> views;
+  for (const oci::Digest& digest : plane_.open()) views.push_back(digest.hex());
+  StartManager({chain[1]}, views);
+  EXPECT_FALSE(IsErofsMount(removed));
+  EXPECT_FALSE(IsErofsMount(Target(chain[0])));
+  EXPECT_TRUE(IsErofsMount(twice));
+  EXPECT_EQ(UnmountErofs(twice), absl::OkStatus());
+  EXPECT_FALSE(IsErofsMount(twice));
+  Eventually([&] { return !plane_.open().contains(chain[0].label.digest); });
+  EXPECT_TRUE(plane_.open().contains(chain[1].label.digest));
+}
+
+TEST_F(LayerManagerTest, AnAdoptedMountThatIsNeverOpenedAgainGoesWithTheManager) {
+  const TestImage image = Import("default", kName, "key");
+  const auto chain = Record(image);
+  ASSERT_EQ(manager_->Await({"default", "c"}, chain, Soon()), absl::OkStatus());
+  manager_->Leave();
+  manager_.reset();
+  plane_.SetAway(true);
+  // The view of layer 0 is lost: what is mounted over it would fail for ever.
+  StartManager(chain, std::vector<std::string>{chain[1].label.digest.hex()});
+  EXPECT_FALSE(IsErofsMount(Target(chain[0])));
+  EXPECT_TRUE(IsErofsMount(Target(chain[1])));
+  manager_.reset();
+  EXPECT_FALSE(IsErofsMount(Target(chain[1])));
+}
+
+TEST_F(LayerManagerTest, AViewThatCouldNotBeClosedIsClosedLater) {
+  const TestImage image = Import("default", kName, "key");
+  const auto chain = Record(image);
+  ASSERT_EQ(manager_->Await({"default", "c"}, chain, Soon()), absl::OkStatus());
+  plane_.SetAway(true);
+  for (const ModelLayer& layer : chain) manager_->Remove(layer);
+  absl::SleepFor(absl::Milliseconds(200));
+  EXPECT_EQ(plane_.open().size(), 2u);
+  plane_.SetAway(false);
+  Eventually([&] { return plane_.open().empty() && fs::is_empty(config_.root / "blobs"); });
 }
 
 TEST_F(LayerManagerTest, TellsWhyALayerCannotBeOpened) {

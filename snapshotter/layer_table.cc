@@ -40,16 +40,27 @@ std::optional<LayerTable::Work> LayerTable::Take() {
   return std::nullopt;
 }
 
-// `next`: when the first entry that is not due yet will be.
-std::optional<LayerTable::Work> LayerTable::NextWork(absl::Time now, absl::Time* next) {
-  for (const oci::Digest& digest : closing_) {
-    if (busy_.contains(digest)) continue;
-    Work work{.generation = generation_, .digest = digest, .layer = {}, .last = {}};
-    closing_.erase(digest);
-    if (InUse(work.digest)) return NextWork(now, next);  // a new snapshot has it
-    busy_.insert(work.digest);
-    return work;
+// `next`: when the first of those that are not due yet will be.
+std::optional<LayerTable::Work> LayerTable::NextClose(absl::Time now, absl::Time* next) {
+  for (auto it = closing_.begin(); it != closing_.end();) {
+    const auto& [digest, due] = *it;
+    if (InUse(digest)) {  // a new snapshot has it
+      it = closing_.erase(it);
+    } else if (due > now || busy_.contains(digest)) {
+      if (due > now) *next = std::min(*next, due);
+      ++it;
+    } else {
+      Work work{.generation = generation_, .digest = digest, .layer = {}, .last = {}};
+      closing_.erase(it);
+      busy_.insert(work.digest);
+      return work;
+    }
   }
+  return std::nullopt;
+}
+
+std::optional<LayerTable::Work> LayerTable::NextWork(absl::Time now, absl::Time* next) {
+  if (auto close = NextClose(now, next)) return close;
   Entry* first = nullptr;
   const auto rank = [now](const Entry& entry) {
     return std::pair(entry.awaited_until <= now, entry.due);
@@ -123,9 +134,10 @@ void LayerTable::Fail(const Work& work, const absl::Status& status) {
   entry->pause = std::min(entry->pause * 2, kLongestPause);
 }
 
-void LayerTable::Closed(const Work& work) {
+void LayerTable::Closed(const Work& work, const absl::Status& status) {
   absl::MutexLock lock(&mu_);
   busy_.erase(work.digest);
+  if (IsTransient(status)) closing_.emplace(work.digest, absl::Now() + kClosePause);
   changed_.SignalAll();
 }
 
@@ -139,9 +151,15 @@ void LayerTable::Remove(int64_t id) {
     }
     const oci::Digest digest = entry->layer.label.digest;
     entries_.erase(id);
-    if (!InUse(digest)) closing_.insert(digest);
+    if (!InUse(digest)) closing_[digest] = absl::Now();
     changed_.SignalAll();
   }
+}
+
+void LayerTable::CloseUnneeded(const oci::Digest& digest) {
+  absl::MutexLock lock(&mu_);
+  closing_[digest] = absl::Now();
+  changed_.SignalAll();
 }
 
 std::vector<int64_t> LayerTable::Mounted() const {
@@ -169,7 +187,9 @@ std::vector<int64_t> LayerTable::Reset() {
 
 void LayerTable::Hurry() {
   absl::MutexLock lock(&mu_);
-  for (auto& [id, entry] : entries_) entry.due = std::min(entry.due, absl::Now());
+  const absl::Time now = absl::Now();
+  for (auto& [id, entry] : entries_) entry.due = std::min(entry.due, now);
+  for (auto& [digest, due] : closing_) due = std::min(due, now);
   changed_.SignalAll();
 }
 
@@ -205,6 +225,13 @@ absl::StatusOr<LayerTable::Ready> LayerTable::Await(const std::vector<ModelLayer
     changed_.WaitWithDeadline(&mu_, std::min(deadline, now + kAwaitedPause));
   }
   return Unavailable("kapsule-snapshotter is stopping");
+}
+
+std::map<int64_t, oci::Digest> LayerTable::Digests() const {
+  absl::MutexLock lock(&mu_);
+  std::map<int64_t, oci::Digest> digests;
+  for (const auto& [id, entry] : entries_) digests.emplace(id, entry.layer.label.digest);
+  return digests;
 }
 
 uint64_t LayerTable::generation() const {

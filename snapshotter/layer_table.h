@@ -42,6 +42,7 @@ class LayerTable {
   static constexpr absl::Duration kLongestPause = absl::Seconds(30);
   static constexpr absl::Duration kAwaitedPause = absl::Seconds(1);
   static constexpr absl::Duration kLongestMount = absl::Seconds(2);
+  static constexpr absl::Duration kClosePause = absl::Seconds(1);
 
   struct Work {
     uint64_t generation = 0;
@@ -63,11 +64,15 @@ class LayerTable {
   // After mount(2). False as above: then unmount and Fail().
   bool Commit(const Work& work, Opened opened) ABSL_LOCKS_EXCLUDED(mu_);
   void Fail(const Work& work, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
-  void Closed(const Work& work) ABSL_LOCKS_EXCLUDED(mu_);
+  // After a failure that may pass it is to be closed again, kClosePause later.
+  void Closed(const Work& work, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Forgets a layer; afterwards nothing mounts it. Waits while it is being
   // mounted, at most kLongestMount. The caller unmounts it.
   void Remove(int64_t id) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // A view is open: it is closed, unless a layer that is known needs it.
+  void CloseUnneeded(const oci::Digest& digest) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The data plane has died: every layer is to be opened again. Returns the ids
   // of those that were mounted, for the caller to unmount.
@@ -84,6 +89,9 @@ class LayerTable {
   //   others       a layer cannot be opened
   absl::StatusOr<Ready> Await(const std::vector<ModelLayer>& chain, absl::Time deadline)
       ABSL_LOCKS_EXCLUDED(mu_);
+
+  // The digest of every layer, by its id.
+  std::map<int64_t, oci::Digest> Digests() const ABSL_LOCKS_EXCLUDED(mu_);
 
   // How often the data plane has died.
   uint64_t generation() const ABSL_LOCKS_EXCLUDED(mu_);
@@ -111,13 +119,15 @@ class LayerTable {
   Entry* Find(int64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Entry* EntryOf(const Work& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::optional<Work> NextWork(absl::Time now, absl::Time* next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::optional<Work> NextClose(absl::Time now, absl::Time* next)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool InUse(const oci::Digest& digest) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::vector<int64_t> Mounted() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   mutable absl::Mutex mu_;  // this class does nothing slow
   absl::CondVar changed_;   // anything below
   std::map<int64_t, Entry> entries_ ABSL_GUARDED_BY(mu_);
-  std::set<oci::Digest> closing_ ABSL_GUARDED_BY(mu_);
+  std::map<oci::Digest, absl::Time> closing_ ABSL_GUARDED_BY(mu_);  // and when
   std::set<oci::Digest> busy_ ABSL_GUARDED_BY(mu_);
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t openings_ ABSL_GUARDED_BY(mu_) = 0;

@@ -124,9 +124,42 @@ TEST(LayerTableTest, TheBlobIsClosedWithItsLastSnapshot) {
   EXPECT_EQ(work.digest, Layer(1, "same").label.digest);
   // A new snapshot of the blob waits for that.
   table.Add(Layer(3, "same"));
-  table.Closed(work);
+  table.Closed(work, absl::OkStatus());
   MountNext(table);
   EXPECT_THAT(table.Stop(), ElementsAre(3));
+}
+
+TEST(LayerTableTest, ABlobThatCouldNotBeClosedIsClosedLater) {
+  LayerTable table;
+  table.Add(Layer(1, "a"));
+  MountNext(table);
+  table.Remove(1);
+  const absl::Time start = absl::Now();
+  table.Closed(MustTake(table), absl::UnavailableError("kapsule-fuse has ended"));
+  EXPECT_EQ(MustTake(table).digest, Layer(1, "a").label.digest);
+  EXPECT_GE(absl::Now() - start, LayerTable::kClosePause);
+}
+
+TEST(LayerTableTest, HurryEndsThePauseBeforeABlobIsClosedAgain) {
+  LayerTable table;
+  table.CloseUnneeded(Layer(1, "a").label.digest);
+  const absl::Time start = absl::Now();
+  table.Closed(MustTake(table), absl::UnavailableError("kapsule-fuse has ended"));
+  table.Hurry();
+  const LayerTable::Work work = MustTake(table);
+  EXPECT_LT(absl::Now() - start, LayerTable::kClosePause);
+  table.Closed(work, absl::InternalError("which will not pass"));
+  EXPECT_EQ(TakeFor(table, 1.5), std::nullopt);
+}
+
+TEST(LayerTableTest, OnlyAViewThatNoLayerNeedsIsClosed) {
+  LayerTable table;
+  table.Add(Layer(1, "needed"));
+  for (const char* blob : {"needed", "stray"}) table.CloseUnneeded(Layer(0, blob).label.digest);
+  const LayerTable::Work first = MustTake(table), second = MustTake(table);
+  EXPECT_EQ(first.layer, std::nullopt);
+  EXPECT_EQ(first.digest, Layer(0, "stray").label.digest);
+  EXPECT_EQ(second.layer->id, 1);
 }
 
 TEST(LayerTableTest, ABlobThatCameBackBeforeItWasClosedStaysOpen) {
@@ -223,7 +256,7 @@ TEST(LayerTableTest, EveryOpeningHasANumberOfItsOwn) {
   MountNext(table);
   const uint64_t first = table.Await({Layer(1, "a")}, In(1))->opened[0]->number;
   table.Remove(1);
-  table.Closed(MustTake(table));
+  table.Closed(MustTake(table), absl::OkStatus());
   table.Add(Layer(2, "a"));
   MountNext(table);
   EXPECT_NE(table.Await({Layer(2, "a")}, In(1))->opened[0]->number, first);

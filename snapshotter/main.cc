@@ -7,6 +7,8 @@
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
+#include <absl/cleanup/cleanup.h>
+
 #include <CLI/CLI.hpp>
 
 #include "core/base/log.h"
@@ -14,6 +16,7 @@
 #include "snapshotter/config.h"
 #include "snapshotter/layer_backend.h"
 #include "snapshotter/model_layers.h"
+#include "snapshotter/node_service.h"
 #include "snapshotter/root_lock.h"
 #include "snapshotter/snapshots_service.h"
 
@@ -66,6 +69,8 @@ class CommandLine {
     Path("--fuse-program", config_.fuse_program, "kapsule-fuse, if not beside this program");
     app_.add_option("--fuse-user", config_.fuse_user, "The user that kapsule-fuse runs as")
         ->type_name("NAME|UID");
+    app_.add_option("--view-mount", config_.view_mount, "How views are mounted: auto, file or loop")
+        ->type_name("WAY");
     app_.add_option("--name", config_.snapshotter_name, "The name in containerd's proxy_plugins")
         ->type_name("NAME");
     app_.add_option("--log-level", config_.log_level, "trace, debug, info, warning or error")
@@ -107,7 +112,7 @@ class CommandLine {
 };
 
 absl::StatusOr<std::unique_ptr<grpc::Server>> Serve(const std::filesystem::path& address,
-                                                    grpc::Service& service) {
+                                                    grpc::Service& snapshots, grpc::Service& node) {
   RETURN_IF_ERROR(MakeDirs(address.parent_path(), 0755));
   // gRPC would take the socket of a running process away without a word.
   if (ConnectUnix(address, SOCK_STREAM).ok())
@@ -117,7 +122,8 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Serve(const std::filesystem::path&
   grpc::ServerBuilder builder;
   int bound = 0;
   builder.AddListeningPort("unix:" + address.string(), grpc::InsecureServerCredentials(), &bound);
-  builder.RegisterService(&service);
+  builder.RegisterService(&snapshots);
+  builder.RegisterService(&node);
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
   // A Prepare waits for calls that it causes itself, so threads are not bounded.
@@ -137,6 +143,25 @@ void AllowManyFiles() {
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+// What the service manager kept for kapsule-holder while nothing of this service ran.
+std::vector<int> StoredDescriptors() {
+  std::vector<int> fds;
+  const int count = sd_listen_fds(0);
+  for (int i = 0; i < count; ++i) fds.push_back(SD_LISTEN_FDS_START + i);
+  return fds;
+}
+
+// Meanwhile the health service "failover" tells whether kapsule-fuse can be succeeded.
+int WaitForSignal(const sigset_t& signals, const ModelLayers& layers,
+                  grpc::HealthCheckServiceInterface& health) {
+  constexpr timespec kRound{1, 0};
+  for (;;) {
+    health.SetServingStatus("failover", layers.failover());
+    const int signal = sigtimedwait(&signals, nullptr, &kRound);
+    if (signal > 0) return signal;
+  }
+}
+
 absl::Status Run(Config config, const sigset_t& signals) {
   if (geteuid() != 0)
     return PermissionDenied("mounting takes root: run kapsule-snapshotter as root");
@@ -149,22 +174,36 @@ absl::Status Run(Config config, const sigset_t& signals) {
   ASSIGN_OR_RETURN(std::unique_ptr<MetadataStore> store,
                    MetadataStore::Open(config.root / "metadata.db"));
   ASSIGN_OR_RETURN(const std::vector<ModelLayer> known, store->ListLayers());
-  ASSIGN_OR_RETURN(const std::unique_ptr<ModelLayers> layers, ModelLayers::Start(config, known));
+  ASSIGN_OR_RETURN(const std::unique_ptr<ModelLayers> layers,
+                   ModelLayers::Start(config, known, StoredDescriptors()));
+  // What is mounted is in use: a start that fails must not end it.
+  absl::Cleanup leave = [&] {
+    if (layers->AnyMounted()) layers->Leave();
+  };
   Backend backend(*layers);
   ASSIGN_OR_RETURN(const std::unique_ptr<Snapshotter> snapshotter,
                    Snapshotter::Open(config.root, std::move(store), backend,
                                      absl::Milliseconds(config.open_timeout_ms)));
-  SnapshotsService service(*snapshotter);
-  ASSIGN_OR_RETURN(const std::unique_ptr<grpc::Server> server, Serve(config.address, service));
+  SnapshotsService snapshots(*snapshotter);
+  NodeService node([&] { return layers->status(); }, [&] { return layers->Upgrade(); });
+  ASSIGN_OR_RETURN(const std::unique_ptr<grpc::Server> server,
+                   Serve(config.address, snapshots, node));
   server->GetHealthCheckService()->SetServingStatus(true);
   log::info("{} serves {} with root {}", KAPSULE_VERSION, config.address.string(),
             config.root.string());
   sd_notify(0, "READY=1");
 
-  int signal = 0;
-  sigwait(&signals, &signal);
-  log::info("stopping: {}", strsignal(signal));
+  const int signal = WaitForSignal(signals, *layers, *server->GetHealthCheckService());
+  std::move(leave).Cancel();
   sd_notify(0, "STOPPING=1");
+  if (signal == SIGTERM && layers->AnyMounted()) {
+    log::info(
+        "stopping; kapsule-fuse and the mounted layers stay for the next start (SIGINT ends them)");
+    layers->Leave();
+  } else {
+    log::info("stopping, with kapsule-fuse and all mounts: {}",
+              signal == SIGTERM ? "no layer is mounted" : strsignal(signal));
+  }
   server->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);
   server->Wait();
   return absl::OkStatus();

@@ -31,33 +31,69 @@ absl::StatusOr<User> FindUser(const std::string& name) {
   return User{number, number};
 }
 
+std::vector<std::string> FlagsOf(const Config& config) {
+  std::vector<std::string> flags;
+  const auto add = [&flags](const char* flag, int64_t number) {
+    flags.insert(flags.end(), {flag, std::to_string(number)});
+  };
+  if (config.workers != 0) add("--workers", config.workers);
+  add("--io-threads", config.io_threads);
+  add("--read-ahead-bytes", config.read_ahead_bytes);
+  add("--chunk-cache-bytes", config.chunk_cache_bytes);
+  add("--index-cache-bytes", config.index_cache_bytes);
+  add("--key-grace-ms", config.key_grace_ms);
+  return flags;
+}
+
 }  // namespace
 
-// Views are unmounted before kapsule-fuse ends, and the manager that its callbacks
-// reach outlives it.
+// The manager outlives the data plane, whose callbacks reach it.
 class ModelLayers::Impl {
  public:
-  absl::Status Start(const Config& config, const std::vector<ModelLayer>& layers) {
+  absl::Status Start(const Config& config, const std::vector<ModelLayer>& layers,
+                     std::vector<int> stored_fds) {
     ASSIGN_OR_RETURN(const User user, FindUser(config.fuse_user));
     ASSIGN_OR_RETURN(manager_, LayerManager::Create(config, layers));
     LayerManager* const manager = manager_.get();
-    ASSIGN_OR_RETURN(data_plane_,
-                     DataPlane::Start({.views = config.root / "views",
-                                       .program = config.fuse_program,
-                                       .uid = user.uid,
-                                       .gid = user.gid,
-                                       .keyprovider_socket = config.keyprovider_socket,
-                                       .log_level = config.log_level,
-                                       .on_death = [manager] { manager->OnDeath(); },
-                                       .on_restart = [manager] { manager->OnRestart(); }}));
+    ASSIGN_OR_RETURN(
+        data_plane_,
+        DataPlane::Start({.views = config.root / "views",
+                          .program = config.fuse_program,
+                          .holder_program = config.fuse_program.parent_path() / "kapsule-holder",
+                          .holder_socket = config.root / "holder.sock",
+                          .uid = user.uid,
+                          .gid = user.gid,
+                          .keyprovider_socket = config.keyprovider_socket,
+                          .log_level = config.log_level,
+                          .flags = FlagsOf(config),
+                          .stored_fds = std::move(stored_fds),
+                          .prepare_timeout = absl::Milliseconds(config.upgrade_timeout_ms),
+                          .on_death = [manager] { manager->OnDeath(); },
+                          .on_restart = [manager] { manager->OnRestart(); }}));
+    if (data_plane_->adopted()) manager_->Adopt(*data_plane_->adopted());
     manager->Run(CallsTo(data_plane_.get()));
     return absl::OkStatus();
   }
 
+  // The data plane first: an unmount waits for reads that nobody answers.
   ~Impl() {
+    if (data_plane_ != nullptr && !left_) data_plane_->Stop();
     if (manager_ != nullptr) manager_->Stop();
     data_plane_.reset();
   }
+
+  void Leave() {
+    left_ = true;
+    manager_->Leave();
+    data_plane_->Leave();
+  }
+  DataPlaneStatus status() const {
+    DataPlaneStatus status = data_plane_->status();
+    status.view_mount = manager_->view_mount();
+    return status;
+  }
+  bool failover() const { return data_plane_->failover(); }
+  absl::Status Upgrade() { return data_plane_->Upgrade(); }
 
   LayerManager& manager() { return *manager_; }
 
@@ -78,6 +114,7 @@ class ModelLayers::Impl {
                              absl::Time deadline) { return plane->Close(digest, deadline); }};
   }
 
+  bool left_ = false;
   std::unique_ptr<LayerManager> manager_;
   std::unique_ptr<DataPlane> data_plane_;
 };
@@ -86,11 +123,17 @@ ModelLayers::ModelLayers(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ModelLayers::~ModelLayers() = default;
 
 absl::StatusOr<std::unique_ptr<ModelLayers>> ModelLayers::Start(
-    const Config& config, const std::vector<ModelLayer>& layers) {
+    const Config& config, const std::vector<ModelLayer>& layers, std::vector<int> stored_fds) {
   auto impl = std::make_unique<Impl>();
-  RETURN_IF_ERROR(impl->Start(config, layers));
+  RETURN_IF_ERROR(impl->Start(config, layers, std::move(stored_fds)));
   return std::unique_ptr<ModelLayers>(new ModelLayers(std::move(impl)));
 }
+
+void ModelLayers::Leave() { impl_->Leave(); }
+bool ModelLayers::AnyMounted() const { return impl_->manager().AnyMounted(); }
+DataPlaneStatus ModelLayers::status() const { return impl_->status(); }
+bool ModelLayers::failover() const { return impl_->failover(); }
+absl::Status ModelLayers::Upgrade() { return impl_->Upgrade(); }
 
 absl::Status ModelLayers::PreRegister(const std::string& ns, const oci::Digest& chain_id) {
   return impl_->manager().PreRegister(ns, chain_id);

@@ -12,6 +12,7 @@
 #include "core/base/status.h"
 #include "core/oci/annotations.h"
 #include "snapshotter/config.h"
+#include "snapshotter/data_plane_status.h"
 #include "snapshotter/snapshot_key.h"
 
 namespace kapsule::snapshotter {
@@ -29,12 +30,26 @@ struct ModelLayer {
 // Thread-safe. No method holds a lock over I/O, RPC or mount(2).
 class ModelLayers {
  public:
-  // Starts kapsule-fuse; detaches stale mounts below <root>/l that an earlier
-  // run left, then opens `layers` again in the background.
+  // Starts kapsule-fuse and opens `layers` again in the background; or goes on with
+  // the data plane of an earlier run and the mounts of `layers` that it left below
+  // <root>/l. All other mounts there are detached. `stored_fds` as in
+  // DataPlane::Options.
   static absl::StatusOr<std::unique_ptr<ModelLayers>> Start(const Config& config,
-                                                            const std::vector<ModelLayer>& layers);
-  // Unmounts every view and stops kapsule-fuse.
+                                                            const std::vector<ModelLayer>& layers,
+                                                            std::vector<int> stored_fds = {});
+  // Unmounts every view and ends kapsule-fuse, except after Leave().
   ~ModelLayers();
+
+  // From now on the end of this object leaves kapsule-fuse and all mounts as they
+  // are: containers read on, and the next Start() finds them.
+  void Leave();
+  // Whether a view is mounted.
+  bool AnyMounted() const;
+
+  DataPlaneStatus status() const;
+  bool failover() const;  // as in status(), at once
+  // As DataPlane::Upgrade().
+  absl::Status Upgrade();
 
   // For a Prepare without labels: looks in containerd for an image of
   // namespace `ns` whose chain holds `chain_id`, and, where its layers are

@@ -20,15 +20,27 @@ absl::StatusOr<IndexHeader> ReadHeader(const ReaderAt& blob, const oci::IndexRef
   return header;
 }
 
-IndexReader::IndexReader(const ReaderAt& blob, const IndexHeader& header, size_t cache_bytes)
+IndexReader::IndexReader(const ReaderAt& blob, const IndexHeader& header,
+                         std::shared_ptr<PageCache> cache, uint64_t owner)
     : blob_(blob),
       layout_(LayoutOf(header)),
       block_root_(header.block_root),
       tag_root_(header.tag_root),
-      cache_bytes_(cache_bytes) {}
+      cache_(std::move(cache)),
+      owner_(owner) {}
+
+IndexReader::IndexReader(const ReaderAt& blob, const IndexHeader& header, size_t cache_bytes)
+    : IndexReader(blob, header, std::make_shared<PageCache>(cache_bytes), 0) {}
+
+IndexReader::~IndexReader() { cache_->Forget(owner_); }
 
 const Table& IndexReader::table(Tree tree) const {
   return tree == Tree::kBlocks ? layout_.blocks : layout_.tags;
+}
+
+// Levels are below 16, and page numbers below 2^27 (kMaxCoveredLength).
+PageCache::Key IndexReader::KeyOf(const PageId& id) const {
+  return {owner_, uint64_t{id.tree == Tree::kTags} << 63 | uint64_t{id.level} << 48 | id.number};
 }
 
 absl::Status IndexReader::ReadTags(uint64_t first, std::span<Tag> out) const {
@@ -63,61 +75,36 @@ absl::Status IndexReader::Read(Tree tree, uint64_t first, uint64_t count, std::b
   return absl::OkStatus();
 }
 
-// The page, from the cache or read and checked.
 absl::StatusOr<IndexReader::Page> IndexReader::GetPage(const PageId& id) const {
-  if (Page page = FindCached(id)) return page;
-  ASSIGN_OR_RETURN(const oci::Digest expected, ExpectedDigest(id));
+  if (Page page = cache_->Find(KeyOf(id))) return page;
+  return LoadPage(id);
+}
 
-  const auto& [tree, level, number] = id;
-  const Table::Level& where = table(tree).levels[level];
-  const uint64_t at = number * kPageSize;
+absl::StatusOr<IndexReader::Page> IndexReader::LoadPage(const PageId& id) const {
+  ASSIGN_OR_RETURN(const oci::Digest expected, ExpectedDigest(id));
+  const Table::Level& where = table(id.tree).levels[id.level];
+  const uint64_t at = id.number * kPageSize;
   auto page = std::make_shared<Bytes>(std::min<uint64_t>(kPageSize, where.length - at));
-  const std::string name = fmt::format("index page {} of level {} of the {}", number, level,
-                                       tree == Tree::kBlocks ? "block digests" : "chunk tags");
+  const auto name = [&] {
+    return fmt::format("index page {} of level {} of the {}", id.number, id.level,
+                       id.tree == Tree::kBlocks ? "block digests" : "chunk tags");
+  };
   const absl::Status read = blob_.ReadAt(where.offset + at, *page);
-  if (!read.ok()) return Annotate(read, name);
+  if (!read.ok()) return Annotate(read, name());
   if (oci::Digest::Of(*page) != expected)
-    return DataLoss("{} at byte {} of the blob is damaged", name, where.offset + at);
-  Keep(id, page);
+    return DataLoss("{} at byte {} of the blob is damaged", name(), where.offset + at);
+  cache_->Keep(KeyOf(id), page);
   return page;
 }
 
 absl::StatusOr<oci::Digest> IndexReader::ExpectedDigest(const PageId& id) const {
-  const auto& [tree, level, number] = id;
-  if (level + 1 == table(tree).levels.size())
-    return tree == Tree::kBlocks ? block_root_ : tag_root_;
+  if (id.level + 1 == table(id.tree).levels.size())
+    return id.tree == Tree::kBlocks ? block_root_ : tag_root_;
   constexpr uint64_t kPerPage = kPageSize / kDigestSize;
-  ASSIGN_OR_RETURN(const Page above, GetPage({tree, level + 1, number / kPerPage}));
+  ASSIGN_OR_RETURN(const Page above, GetPage({id.tree, id.level + 1, id.number / kPerPage}));
   oci::Digest::Raw raw;
-  std::memcpy(raw.data(), above->data() + number % kPerPage * kDigestSize, raw.size());
+  std::memcpy(raw.data(), above->data() + id.number % kPerPage * kDigestSize, raw.size());
   return oci::Digest(raw);
-}
-
-IndexReader::Page IndexReader::FindCached(const PageId& id) const {
-  const absl::MutexLock lock(&mu_);
-  const auto found = pages_.find(id);
-  if (found == pages_.end()) return nullptr;
-  uses_.splice(uses_.begin(), uses_, found->second.use);
-  return found->second.page;
-}
-
-void IndexReader::Keep(const PageId& id, Page page) const {
-  const absl::MutexLock lock(&mu_);
-  if (pages_.contains(id)) return;  // another thread was faster
-  uses_.push_front(id);
-  used_ += page->size();
-  pages_[id] = {std::move(page), uses_.begin()};
-  while (used_ > cache_bytes_ && uses_.size() > 1) {
-    const auto oldest = pages_.find(uses_.back());
-    used_ -= oldest->second.page->size();
-    pages_.erase(oldest);
-    uses_.pop_back();
-  }
-}
-
-size_t IndexReader::cached_bytes() const {
-  const absl::MutexLock lock(&mu_);
-  return used_;
 }
 
 }  // namespace kapsule::archive

@@ -2,16 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <list>
-#include <map>
 #include <memory>
 #include <span>
-#include <tuple>
-
-#include <absl/base/thread_annotations.h>
-#include <absl/synchronization/mutex.h>
 
 #include "core/archive/index.h"
+#include "core/archive/page_cache.h"
 #include "core/base/file.h"
 #include "core/oci/annotations.h"
 
@@ -27,9 +22,15 @@ absl::StatusOr<IndexHeader> ReadHeader(const ReaderAt& blob, const oci::IndexRef
 // that miss the same page together each load it.
 class IndexReader {
  public:
-  // `blob` outlives the reader; `header` has been checked (ReadHeader). Pages of
-  // up to `cache_bytes` are kept, the least recently used are dropped.
+  // `blob` outlives the reader; `header` has been checked (ReadHeader). Pages are
+  // kept in `cache` under `owner`, a number of this reader alone there.
+  IndexReader(const ReaderAt& blob, const IndexHeader& header, std::shared_ptr<PageCache> cache,
+              uint64_t owner);
+  // With a cache of its own.
   IndexReader(const ReaderAt& blob, const IndexHeader& header, size_t cache_bytes = 4 << 20);
+  IndexReader(const IndexReader&) = delete;
+  IndexReader& operator=(const IndexReader&) = delete;
+  ~IndexReader();
 
   // Entries first, first + 1, … of a table.
   //   OutOfRange  the table has no such entries
@@ -38,33 +39,29 @@ class IndexReader {
   absl::Status ReadBlockDigests(uint64_t first, std::span<oci::Digest> out) const;
 
   const IndexLayout& layout() const { return layout_; }
-  size_t cached_bytes() const ABSL_LOCKS_EXCLUDED(mu_);
+  size_t cached_bytes() const { return cache_->bytes(); }
 
  private:
   enum class Tree { kBlocks, kTags };
-  using PageId = std::tuple<Tree, size_t, uint64_t>;  // tree, level, page
-  using Page = std::shared_ptr<const Bytes>;
-  struct Cached {
-    Page page;
-    std::list<PageId>::iterator use;
+  struct PageId {
+    Tree tree;
+    size_t level;
+    uint64_t number;
   };
+  using Page = PageCache::Page;
 
   absl::Status Read(Tree tree, uint64_t first, uint64_t count, std::byte* out) const;
   absl::StatusOr<Page> GetPage(const PageId& id) const;
+  absl::StatusOr<Page> LoadPage(const PageId& id) const;
   absl::StatusOr<oci::Digest> ExpectedDigest(const PageId& id) const;
-  Page FindCached(const PageId& id) const ABSL_LOCKS_EXCLUDED(mu_);
-  void Keep(const PageId& id, Page page) const ABSL_LOCKS_EXCLUDED(mu_);
+  PageCache::Key KeyOf(const PageId& id) const;
   const Table& table(Tree tree) const;
 
   const ReaderAt& blob_;
   const IndexLayout layout_;
   const oci::Digest block_root_, tag_root_;
-  const size_t cache_bytes_;
-
-  mutable absl::Mutex mu_;  // map access only
-  mutable std::map<PageId, Cached> pages_ ABSL_GUARDED_BY(mu_);
-  mutable std::list<PageId> uses_ ABSL_GUARDED_BY(mu_);  // most recent first
-  mutable size_t used_ ABSL_GUARDED_BY(mu_) = 0;
+  const std::shared_ptr<PageCache> cache_;
+  const uint64_t owner_;
 };
 
 }  // namespace kapsule::archive

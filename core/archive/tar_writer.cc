@@ -42,24 +42,39 @@ absl::Status TarWriter::BeginFile(TocEntry entry) {
   return Emit(AsBytes(header));
 }
 
-absl::Status TarWriter::Write(ByteSpan bytes) {
+absl::Status TarWriter::Count(uint64_t bytes) {
   if (!file_) return FailedPrecondition("tar data outside a file");
-  if (bytes.size() > file_->missing)
+  if (bytes > file_->missing)
     return FailedPrecondition("{} has more than {} bytes now: it has changed", file_->entry.path,
                               file_->entry.size);
-  file_->missing -= bytes.size();
+  file_->missing -= bytes;
+  return absl::OkStatus();
+}
+
+absl::Status TarWriter::Write(ByteSpan bytes) {
+  RETURN_IF_ERROR(Count(bytes.size()));
   file_->hasher.Update(bytes);
   return Emit(bytes);
 }
 
+absl::Status TarWriter::Pass(uint64_t bytes) {
+  RETURN_IF_ERROR(Count(bytes));
+  written_ += bytes;
+  return absl::OkStatus();
+}
+
 absl::StatusOr<oci::Digest> TarWriter::EndFile() {
+  if (!file_) return FailedPrecondition("no tar member to end");
+  return EndFile(file_->hasher.Finish());
+}
+
+absl::StatusOr<oci::Digest> TarWriter::EndFile(const oci::Digest& digest) {
   if (!file_) return FailedPrecondition("no tar member to end");
   const std::unique_ptr<OpenFile> file = std::move(file_);
   TocEntry& entry = file->entry;
   if (file->missing != 0)
     return FailedPrecondition("{} has {} bytes less now: it has changed", entry.path,
                               file->missing);
-  const oci::Digest digest = file->hasher.Finish();
   if (entry.digest != oci::Digest() && entry.digest != digest)
     return FailedPrecondition("{} has other bytes now: it has changed", entry.path);
   entry.digest = digest;

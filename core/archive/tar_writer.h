@@ -30,6 +30,11 @@ class TarWriter {
   absl::Status Write(ByteSpan bytes);
   absl::StatusOr<oci::Digest> EndFile();  // the SHA-256 of the content
 
+  // The same for content that reaches the sink's end by another way than through
+  // Write(), and is hashed there: how many bytes went there, and their SHA-256.
+  absl::Status Pass(uint64_t bytes);
+  absl::StatusOr<oci::Digest> EndFile(const oci::Digest& digest);
+
   // Ends the archive with two zero blocks; returns the checked TOC. Once.
   absl::StatusOr<Toc> Finish();
 
@@ -38,6 +43,7 @@ class TarWriter {
 
  private:
   absl::Status Emit(ByteSpan bytes);
+  absl::Status Count(uint64_t bytes);
   struct OpenFile;
 
   const Sink sink_;

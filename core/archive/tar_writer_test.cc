@@ -284,6 +284,29 @@ TEST(TarWriterTest, RefusesAFileThatHasChanged) {
   }
 }
 
+TEST(TarWriterTest, CountsContentThatReachesTheTarByAnotherWay) {
+  std::string bytes;
+  TarWriter writer([&](ByteSpan part) {
+    bytes += AsText(part);
+    return absl::OkStatus();
+  });
+  const std::string content(1000, 'c');
+  const oci::Digest digest = oci::Digest::Of(AsBytes(content));
+  EXPECT_TRUE(absl::IsFailedPrecondition(writer.Pass(1)));
+  ASSERT_TRUE(writer.BeginFile(FileEntry("f", 1000)).ok());
+  for (const size_t part : {600, 400}) {
+    bytes += content.substr(0, part);
+    ASSERT_TRUE(writer.Pass(part).ok());
+  }
+  EXPECT_TRUE(absl::IsFailedPrecondition(writer.Pass(1)));
+  ASSERT_EQ(writer.EndFile(digest).value(), digest);
+  EXPECT_TRUE(absl::IsFailedPrecondition(writer.EndFile(digest).status()));
+  const Toc toc = writer.Finish().value();
+  const Written same = WriteTar({FileEntry("f", 1000)}).value();
+  EXPECT_EQ(bytes, same.bytes);
+  EXPECT_EQ(SerializeToc(toc), SerializeToc(same.toc));
+}
+
 TEST(TarWriterTest, RefusesEntriesThatNoTocMayHold) {
   const std::vector<std::vector<TocEntry>> bad = {
       {FileEntry("../x", 1)},

@@ -67,6 +67,11 @@ absl::StatusOr<UniqueFd> OpenFile(const fs::path& path, int flags, unsigned mode
   return UniqueFd(fd);
 }
 
+bool SetDirectIo(int fd, bool on) {
+  const int flags = fcntl(fd, F_GETFL);
+  return flags >= 0 && fcntl(fd, F_SETFL, on ? flags | O_DIRECT : flags & ~O_DIRECT) == 0;
+}
+
 absl::Status WriteAll(int fd, ByteSpan bytes) {
   while (!bytes.empty()) {
     const ssize_t n = write(fd, bytes.data(), bytes.size());

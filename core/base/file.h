@@ -42,6 +42,8 @@ class ReaderAt {
   //   OutOfRange  the range is not inside [0, size())
   //   DataLoss    the bytes are there and bad, or reading failed with EIO
   virtual absl::Status ReadAt(uint64_t offset, MutableByteSpan out) const = 0;
+  // True where the bytes are known to lie in memory: reading ahead gains nothing.
+  virtual bool in_memory() const { return false; }
 };
 
 // A regular file. Alignment is the caller's business where `fd` is O_DIRECT.
@@ -71,6 +73,9 @@ class MemoryReader final : public ReaderAt {
 
 // open(2) with O_CLOEXEC; errors name the path.
 absl::StatusOr<UniqueFd> OpenFile(const std::filesystem::path& path, int flags, unsigned mode = 0);
+
+// Turns O_DIRECT of an open file on or off. False where its file system has none.
+bool SetDirectIo(int fd, bool on);
 
 // Writes all of `bytes` at the file's position.
 absl::Status WriteAll(int fd, ByteSpan bytes);

@@ -8,10 +8,18 @@
 #include <new>
 #include <utility>
 
+#include "core/base/secret_arena.h"
+
 namespace kapsule {
 
+// mapped_ is 0 for bytes in the arena.
 Secret::Secret(size_t size) : size_(size) {
   if (size == 0) return;
+  if (SecretArena* const arena = InstalledSecretArena(); arena != nullptr) {
+    data_ = static_cast<std::byte*>(arena->heap().Allocate(size));
+    if (data_ == nullptr) throw std::bad_alloc();
+    return;
+  }
   mapped_ = AlignUp(size, static_cast<uint64_t>(sysconf(_SC_PAGESIZE)));
   void* pages = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (pages == MAP_FAILED) throw std::bad_alloc();
@@ -35,6 +43,10 @@ Secret& Secret::operator=(Secret&& other) noexcept {
 
 Secret::~Secret() {
   if (data_ == nullptr) return;
+  if (mapped_ == 0) {
+    InstalledSecretArena()->heap().Free(data_);
+    return;
+  }
   OPENSSL_cleanse(data_, mapped_);
   munmap(data_, mapped_);
 }

@@ -1,7 +1,9 @@
 #include "core/blob/direct_file.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -29,6 +31,11 @@ ssize_t Pread(int fd, MutableByteSpan out, uint64_t offset) {
 bool DirectReadsWork(int fd) {
   AlignedBuffer buffer(kDirectUnit);
   return Pread(fd, buffer.bytes(), 0) >= 0 || errno != EINVAL;
+}
+
+bool LiesInMemory(int fd) {
+  struct statfs fs;
+  return fstatfs(fd, &fs) == 0 && (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
 }
 
 }  // namespace
@@ -63,8 +70,9 @@ absl::StatusOr<std::unique_ptr<DirectFileReader>> DirectFileReader::Adopt(Unique
     direct = false;
   }
   if (!direct) posix_fadvise(fd.get(), 0, 0, POSIX_FADV_RANDOM);
+  const bool in_memory = LiesInMemory(fd.get());
   return std::unique_ptr<DirectFileReader>(
-      new DirectFileReader(std::move(fd), static_cast<uint64_t>(st.st_size), direct));
+      new DirectFileReader(std::move(fd), static_cast<uint64_t>(st.st_size), direct, in_memory));
 }
 
 absl::Status DirectFileReader::ReadAt(uint64_t offset, MutableByteSpan out) const {

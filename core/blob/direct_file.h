@@ -40,17 +40,18 @@ class DirectFileReader final : public ReaderAt {
 
   uint64_t size() const override { return size_; }
   absl::Status ReadAt(uint64_t offset, MutableByteSpan out) const override;
+  bool in_memory() const override { return in_memory_; }  // a file of tmpfs
   bool direct() const { return direct_; }
 
  private:
-  DirectFileReader(UniqueFd fd, uint64_t size, bool direct)
-      : fd_(std::move(fd)), size_(size), direct_(direct) {}
+  DirectFileReader(UniqueFd fd, uint64_t size, bool direct, bool in_memory)
+      : fd_(std::move(fd)), size_(size), direct_(direct), in_memory_(in_memory) {}
   absl::StatusOr<size_t> ReadSome(uint64_t offset, MutableByteSpan out) const;
   absl::StatusOr<size_t> ReadThroughBuffer(uint64_t offset, MutableByteSpan out) const;
 
   const UniqueFd fd_;
   const uint64_t size_;
-  const bool direct_;
+  const bool direct_, in_memory_;
 };
 
 }  // namespace kapsule::blob

@@ -62,6 +62,16 @@ TEST_F(DirectFileTest, ReadsAnyRangeOfFilesOfAnyLength) {
   }
 }
 
+TEST_F(DirectFileTest, KnowsWhatLiesInMemory) {
+  for (const auto& [folder, in_memory] : {std::pair{"/tmp", false}, std::pair{"/dev/shm", true}}) {
+    const std::string bytes = TestBytes(100'000, 1);
+    const auto file = DirectFileReader::Open(Make(folder, bytes));
+    ASSERT_TRUE(file.ok()) << file.status();
+    EXPECT_EQ((*file)->in_memory(), in_memory) << folder;
+    ExpectReads(**file, bytes);
+  }
+}
+
 // Needs root: mounts a ramfs, which refuses O_DIRECT.
 TEST_F(DirectFileTest, ReadsBufferedWhereTheFileSystemWantsThat) {
   char folder[] = "/tmp/kapsule-ramfs-XXXXXX";

@@ -257,6 +257,29 @@ TEST(LayerReaderTest, SameAsComparesKeyNonceAndRoot) {
   EXPECT_FALSE((*Open(plain))->SameAs(layer.key.Clone(), plain.ref));
 }
 
+TEST(LayerReaderTest, ReadersShareOpenersAndPagesUntilTheyGo) {
+  const TestLayer layer = BuildTestLayer(SampleFiles(), true);
+  const LayerReader::Shared shared{std::make_shared<archive::PageCache>(1 << 20),
+                                   std::make_shared<OpenerPool>()};
+  const auto open = [&] {
+    return *LayerReader::Open(std::make_unique<MemoryReader>(AsBytes(layer.bytes)), layer.ref,
+                              layer.key.Clone(), shared);
+  };
+  auto first = open(), second = open();
+  EXPECT_NE(first->id(), second->id());
+  ASSERT_TRUE(Read(*first, 0, 10).status.ok());
+  const size_t pages = shared.pages->bytes();
+  ASSERT_TRUE(Read(*second, 0, 10).status.ok());
+  EXPECT_EQ(shared.openers->size(), 2u);
+  EXPECT_EQ(shared.pages->bytes(), 2 * pages);
+  second.reset();
+  EXPECT_EQ(shared.openers->size(), 1u);
+  EXPECT_EQ(shared.pages->bytes(), pages);
+  first.reset();
+  EXPECT_EQ(shared.openers->size(), 0u);
+  EXPECT_EQ(shared.pages->bytes(), 0u);
+}
+
 TEST(LayerReaderTest, ThreadsReadTogether) {
   const TestLayer layer = BuildTestLayer(SampleFiles(), true);
   const auto reader = Open(layer);

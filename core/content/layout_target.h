@@ -16,7 +16,7 @@ class LayoutTarget final : public oci::ImageTarget {
   static absl::StatusOr<std::unique_ptr<LayoutTarget>> Open(const std::filesystem::path& layout,
                                                             std::string ref_name);
 
-  // Commit() gives DataLoss where the bytes have another digest or size.
+  // Commit() gives DataLoss where another number of bytes was written.
   absl::StatusOr<std::unique_ptr<oci::BlobUpload>> StartBlob(std::optional<uint64_t> size) override;
   absl::StatusOr<bool> HasBlob(const oci::Digest& digest, uint64_t size) override;
   // The entry of that name is replaced, others stay as they are.

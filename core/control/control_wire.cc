@@ -34,7 +34,7 @@ absl::Status CheckAuthorise(const v1::AuthoriseRequest& authorise) {
 absl::StatusOr<size_t> CheckBody(const v1::DataPlaneRequest& request) {
   switch (request.request_case()) {
     case v1::DataPlaneRequest::kServe:
-      return 1;
+      return 0;
     case v1::DataPlaneRequest::kOpen:
       RETURN_IF_ERROR(CheckOpen(request.open()));
       return 2;
@@ -43,6 +43,9 @@ absl::StatusOr<size_t> CheckBody(const v1::DataPlaneRequest& request) {
       return 1;
     case v1::DataPlaneRequest::kClose:
       RETURN_IF_ERROR(CheckDigest(request.close().digest()));
+      return 0;
+    case v1::DataPlaneRequest::kPrepare:
+      RETURN_IF_ERROR(CheckTimeout(request.prepare().timeout_ms()));
       return 0;
     case v1::DataPlaneRequest::REQUEST_NOT_SET:
       break;

@@ -98,34 +98,4 @@ absl::Status ChunkMac::Verify(uint64_t index, ByteSpan ciphertext, const ChunkTa
   return absl::OkStatus();
 }
 
-Hmac::Hmac(Hmac&& other) noexcept : context_(std::exchange(other.context_, nullptr)) {}
-Hmac& Hmac::operator=(Hmac&& other) noexcept {
-  std::swap(context_, other.context_);
-  return *this;
-}
-Hmac::~Hmac() { EVP_MAC_CTX_free(static_cast<EVP_MAC_CTX*>(context_)); }
-
-absl::StatusOr<Hmac> Hmac::Create(const Secret& key) {
-  static EVP_MAC* const hmac = EVP_MAC_fetch(nullptr, "HMAC", nullptr);
-  MacContext context(EVP_MAC_CTX_new(hmac));
-  char digest[] = "SHA256";
-  const OSSL_PARAM params[] = {OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, digest, 0),
-                               OSSL_PARAM_construct_end()};
-  if (context == nullptr || EVP_MAC_init(context.get(), U8(key.bytes()), key.size(), params) != 1)
-    return OpensslError("set up HMAC-SHA-256");
-  return Hmac(context.release());
-}
-
-// After a successful init, HMAC works in memory that it has: neither call fails.
-void Hmac::Update(ByteSpan bytes) {
-  EVP_MAC_update(static_cast<EVP_MAC_CTX*>(context_), U8(bytes), bytes.size());
-}
-
-std::array<std::byte, 32> Hmac::Finish() {
-  std::array<std::byte, 32> mac{};
-  size_t n;
-  EVP_MAC_final(static_cast<EVP_MAC_CTX*>(context_), U8(mac), &n, mac.size());
-  return mac;
-}
-
 }  // namespace kapsule::crypt

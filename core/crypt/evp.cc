@@ -53,7 +53,9 @@ const EVP_CIPHER* AesWrap(size_t key_bytes) {
 }
 
 absl::Status OpensslError(const std::string& what) {
+  const bool no_memory = ERR_GET_REASON(ERR_peek_last_error()) == ERR_R_MALLOC_FAILURE;
   ERR_clear_error();
+  if (no_memory) return ResourceExhausted("{}: OpenSSL has no memory left", what);
   return Internal("{}: OpenSSL refused", what);
 }
 

@@ -31,8 +31,8 @@ const EVP_CIPHER* Aes256Ctr();
 const EVP_CIPHER* AesGcm(size_t key_bytes);   // 16, 24 or 32
 const EVP_CIPHER* AesWrap(size_t key_bytes);  // RFC 3394; 16, 24 or 32
 
-// Internal: "what failed", and what OpenSSL left in its queue is dropped: it may
-// quote input.
+// Internal, or ResourceExhausted where OpenSSL had no memory (a full SecretArena):
+// "what failed", and what OpenSSL left in its queue is dropped: it may quote input.
 absl::Status OpensslError(const std::string& what);
 
 // HKDF-SHA-256 (RFC 5869), `size` bytes.

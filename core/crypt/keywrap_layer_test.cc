@@ -3,6 +3,7 @@
 
 #include "core/base/file.h"
 #include "core/base/json.h"
+#include "core/crypt/hmac.h"
 #include "core/crypt/keywrap_jwe.h"
 
 namespace kapsule::crypt {

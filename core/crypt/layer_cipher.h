@@ -70,20 +70,4 @@ class ChunkMac {
   std::unique_ptr<State> state_;
 };
 
-// HMAC-SHA-256 over pieces: ocicrypt's MAC over the whole ciphertext, whose key
-// is the layer key itself. Not thread-safe.
-class Hmac {
- public:
-  static absl::StatusOr<Hmac> Create(const Secret& key);
-  Hmac(Hmac&&) noexcept;
-  Hmac& operator=(Hmac&&) noexcept;
-  ~Hmac();
-  void Update(ByteSpan bytes);
-  std::array<std::byte, 32> Finish();  // once
-
- private:
-  void* context_;
-  explicit Hmac(void* context) : context_(context) {}
-};
-
 }  // namespace kapsule::crypt

@@ -120,8 +120,7 @@ absl::StatusOr<WrittenLayer> Builder::WriteLayer(const LayerContent& content,
   ASSIGN_OR_RETURN(std::unique_ptr<oci::BlobUpload> upload, target_.StartBlob(size));
   ASSIGN_OR_RETURN(const std::unique_ptr<LayerWriter> writer,
                    LayerWriter::Start(std::move(options), std::move(upload)));
-  ASSIGN_OR_RETURN(const archive::Toc toc,
-                   content.WriteTar([&writer](ByteSpan bytes) { return writer->Write(bytes); }));
+  ASSIGN_OR_RETURN(const archive::Toc toc, content.WriteTar(*writer));
   return writer->Finish(toc);
 }
 

@@ -201,7 +201,12 @@ TEST_F(BuilderTest, AFailureNamesTheFileAndPublishesNothing) {
 }
 
 TEST_F(BuilderTest, AFileThatChangesWhileItIsReadIsAnError) {
-  for (const uint64_t size : {1'000'000, 2'500'000, 3'000'000}) {
+  // More than is on its way at once: some of it is still to be read when the
+  // first piece is written.
+  const std::string content(24'000'000, 'w');
+  plan_.weights[0].file.size = content.size();
+  for (const uint64_t size : {10'000'000, 24'000'000, 30'000'000}) {
+    std::ofstream(folder_ / "model.gguf") << content;
     MemoryStore store;
     bool changed = false;
     const auto image =
@@ -218,7 +223,6 @@ TEST_F(BuilderTest, AFileThatChangesWhileItIsReadIsAnError) {
               fmt::format("failed precondition: layer of model.gguf: {}: changed while it was read",
                           (folder_ / "model.gguf").string()));
     EXPECT_EQ(store.manifest, "");
-    std::ofstream(folder_ / "model.gguf") << std::string(2'500'000, 'w');
   }
 }
 

@@ -1,12 +1,8 @@
 #include "core/image/layer_content.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-
 #include <algorithm>
-#include <tuple>
 
-#include "core/base/file.h"
+#include "core/image/source_file.h"
 
 namespace kapsule::image {
 namespace {
@@ -39,47 +35,42 @@ TocEntry HardLink(const std::string& path, const std::string& file) {
   return entry;
 }
 
-// What changes when somebody writes to a file.
-auto VersionOf(const struct stat& st) {
-  return std::tuple(st.st_size, st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
-}
-
-absl::Status SendPieces(const FileReader& file, archive::TarWriter& tar) {
-  Bytes buffer(kPieceSize);
-  for (uint64_t at = 0; at < file.size(); at += buffer.size()) {
-    const MutableByteSpan piece =
-        MutableByteSpan(buffer).first(std::min<uint64_t>(buffer.size(), file.size() - at));
-    RETURN_IF_ERROR(file.ReadAt(at, piece));
-    RETURN_IF_ERROR(tar.Write(piece));
+absl::Status SendPieces(SourceFile& file, archive::TarWriter& tar, LayerWriter& layer) {
+  while (file.left() > 0) {
+    ASSIGN_OR_RETURN(const MutableByteSpan room, layer.Room());
+    ASSIGN_OR_RETURN(const size_t n, file.Read(room));
+    RETURN_IF_ERROR(tar.Pass(n));
+    RETURN_IF_ERROR(layer.Filled(n));
   }
   return absl::OkStatus();
 }
 
-absl::Status SendSource(const model::WeightFile& source, archive::TarWriter& tar) {
-  const std::string name = source.source.string();
-  ASSIGN_OR_RETURN(const std::unique_ptr<FileReader> file, FileReader::Open(source.source));
-  struct stat before, after;
-  if (fstat(file->fd(), &before) != 0) return ErrnoStatus(errno, name);
-  if (file->size() != source.size)
-    return FailedPrecondition("{}: {} bytes, {} when the build began: it must not change", name,
-                              file->size(), source.size);
-  posix_fadvise(file->fd(), 0, 0, POSIX_FADV_SEQUENTIAL);  // a hint; may fail
-  const absl::Status sent = SendPieces(*file, tar);
-  if (fstat(file->fd(), &after) != 0) return ErrnoStatus(errno, name);
-  if (VersionOf(before) != VersionOf(after))
-    return FailedPrecondition("{}: changed while it was read", name);
-  if (!sent.ok()) return Annotate(sent, name);
-  return absl::OkStatus();
+// The pieces are read to where the layer is made from them, and hashed there.
+absl::StatusOr<oci::Digest> SendSource(const model::WeightFile& source, archive::TarWriter& tar,
+                                       LayerWriter& layer) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<SourceFile> file,
+                   SourceFile::Open(source.source, source.size));
+  layer.BeginContent();
+  const absl::Status sent = SendPieces(*file, tar, layer);
+  RETURN_IF_ERROR(file->CheckUnchanged());
+  if (!sent.ok()) return Annotate(sent, source.source.string());
+  ASSIGN_OR_RETURN(const oci::Digest digest, layer.EndContent());
+  return tar.EndFile(digest);
+}
+
+absl::StatusOr<oci::Digest> SendText(const std::string& text, archive::TarWriter& tar) {
+  RETURN_IF_ERROR(tar.Write(AsBytes(text)));
+  return tar.EndFile();
 }
 
 LayerContent ContentOf(const std::vector<model::PlannedFile>& files, int64_t mtime) {
   LayerContent layer{.mtime = mtime};
   for (const model::PlannedFile& file : files)
-    layer.files.push_back(
-        {.path = file.path,
-         .size = file.content.size(),
-         .send = [&file](archive::TarWriter& tar) { return tar.Write(AsBytes(file.content)); },
-         .links = [&file](const oci::Digest&) { return file.links; }});
+    layer.files.push_back({.path = file.path,
+                           .size = file.content.size(),
+                           .send = [&file](archive::TarWriter& tar,
+                                           LayerWriter&) { return SendText(file.content, tar); },
+                           .links = [&file](const oci::Digest&) { return file.links; }});
   return layer;
 }
 
@@ -107,13 +98,12 @@ absl::Status LayerContent::Measure(LayerOptions& options) const {
   return absl::OkStatus();
 }
 
-absl::StatusOr<archive::Toc> LayerContent::WriteTar(const archive::Sink& sink) const {
-  archive::TarWriter tar(sink);
+absl::StatusOr<archive::Toc> LayerContent::WriteTar(LayerWriter& layer) const {
+  archive::TarWriter tar([&layer](ByteSpan bytes) { return layer.Write(bytes); });
   for (const std::string& path : directories) RETURN_IF_ERROR(tar.Add(Directory(path, mtime)));
   for (const FileContent& file : files) {
     RETURN_IF_ERROR(tar.BeginFile(File(file, mtime)));
-    RETURN_IF_ERROR(file.send(tar));
-    ASSIGN_OR_RETURN(const oci::Digest digest, tar.EndFile());
+    ASSIGN_OR_RETURN(const oci::Digest digest, file.send(tar, layer));
     if (file.digest != nullptr) *file.digest = digest;
     for (const std::string& link : file.links(digest))
       RETURN_IF_ERROR(tar.Add(HardLink(link, file.path)));
@@ -133,7 +123,8 @@ LayerContent WeightContent(const model::PlannedWeight& weight, int64_t mtime, oc
   layer.files.push_back(
       {.path = weight.path,
        .size = weight.file.size,
-       .send = [&weight](archive::TarWriter& tar) { return SendSource(weight.file, tar); },
+       .send = [&weight](archive::TarWriter& tar,
+                         LayerWriter& layer) { return SendSource(weight.file, tar, layer); },
        .links = [&weight](const oci::Digest& of) { return weight.Links(of); },
        .digest = digest});
   layer.directories = ParentsOf(layer);

@@ -14,8 +14,8 @@ namespace kapsule::image {
 struct FileContent {
   std::string path;
   uint64_t size = 0;
-  // Sends the content to the tar.
-  std::function<absl::Status(archive::TarWriter&)> send;
+  // Sends the content to the tar, which goes into the layer, and ends the file.
+  std::function<absl::StatusOr<oci::Digest>(archive::TarWriter&, LayerWriter&)> send;
   // Hard links, given its SHA-256; the names' lengths do not depend on it.
   std::function<std::vector<std::string>(const oci::Digest&)> links;
   oci::Digest* digest = nullptr;  // becomes its SHA-256, where somebody wants it
@@ -29,8 +29,8 @@ struct LayerContent {
 
   // Sets the lengths of tar and TOC.
   absl::Status Measure(LayerOptions& options) const;
-  // Sends the tar to `sink`; returns its TOC. Errors name the source file.
-  absl::StatusOr<archive::Toc> WriteTar(const archive::Sink& sink) const;
+  // Writes the tar into `layer`; returns its TOC. Errors name the source file.
+  absl::StatusOr<archive::Toc> WriteTar(LayerWriter& layer) const;
 };
 
 // The bottom layer: directories and public files; `files` outlives the content.

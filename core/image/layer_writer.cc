@@ -1,12 +1,17 @@
 #include "core/image/layer_writer.h"
 
 #include <algorithm>
-#include <system_error>
 
 namespace kapsule::image {
 namespace {
 
 constexpr uint32_t kBlockSize = kPieceSize;  // so that a piece is a block
+// Enough that a slow disk or network seldom lets the other stages wait.
+constexpr uint64_t kMostPieces = 16;
+// What is hashed, encrypted and tagged at once: it stays in the first caches.
+constexpr size_t kStride = 64 * 1024;
+
+enum StageNumber : size_t { kEncrypt, kHash, kUpload };
 
 absl::StatusOr<archive::IndexHeader> HeaderFor(const LayerOptions& options) {
   archive::IndexHeader header;
@@ -63,76 +68,149 @@ absl::Status LayerWriter::Prepare() {
                                                          header_.covered_length));
     ASSIGN_OR_RETURN(hmac_, crypt::Hmac::Create(key_->key));
     plain_hash_.emplace();
+    index_plaintext_.resize(kStride);
   }
-  try {
-    plain_worker_.emplace([this](const Piece& piece) { return HashPlain(piece); });
-    stored_worker_.emplace([this](const Piece& piece) { return HashStored(piece); });
-  } catch (const std::system_error& error) {
-    return ResourceExhausted("start a thread: {}", error.what());
+  const uint64_t pieces = CeilDiv(archive::LayoutOf(header_).blob_size, kPieceSize);
+  ASSIGN_OR_RETURN(pipeline_,
+                   Pipeline::Start({[this](Piece& piece) { return Encrypt(piece); },
+                                    [this](Piece& piece) { return HashStored(piece); },
+                                    [this](Piece& piece) { return upload_->Write(piece.bytes()); }},
+                                   std::min(kMostPieces, pieces)));
+  return absl::OkStatus();
+}
+
+absl::Status LayerWriter::Encrypt(Piece& piece) {
+  // Chunks larger than the stride are still tagged in one go.
+  const size_t stride = piece.covered ? std::max<size_t>(kStride, header_.chunk_size) : kStride;
+  for (size_t at = 0; at < piece.size; at += stride) {
+    const MutableByteSpan part = piece.bytes().subspan(at, std::min(stride, piece.size - at));
+    if (!piece.covered) {
+      RETURN_IF_ERROR(HashIndex(piece.offset + at, part));
+      continue;
+    }
+    const size_t other =
+        piece.content_from > at ? std::min(piece.content_from - at, part.size()) : 0;
+    HashPlain(part.first(other), false);
+    HashPlain(part.subspan(other), true);
+    RETURN_IF_ERROR(EncryptCovered(piece.offset + at, part, piece));
   }
   return absl::OkStatus();
 }
 
-// Two hashes for each of the two workers; the caller's thread has the hash of
-// the file's content, the encryption and the upload.
-absl::Status LayerWriter::HashPlain(const Piece& piece) {
-  if (plain_hash_) plain_hash_->Update(piece.plain);
-  if (!piece.covered) return absl::OkStatus();
-  RETURN_IF_ERROR(index_.AppendBlock(oci::Digest::Of(piece.stored)));
-  if (!chunk_mac_) return absl::OkStatus();
-  for (size_t at = 0; at < piece.stored.size(); at += header_.chunk_size) {
-    const size_t length = std::min<size_t>(header_.chunk_size, piece.stored.size() - at);
-    ASSIGN_OR_RETURN(const crypt::ChunkTag tag,
-                     chunk_mac_->Tag((piece.offset + at) / header_.chunk_size,
-                                     piece.stored.subspan(at, length)));
-    RETURN_IF_ERROR(index_.AppendTag(tag));
+void LayerWriter::HashPlain(ByteSpan plain, bool content) {
+  std::array<crypt::Sha256*, 2> hashes;
+  size_t count = 0;
+  if (plain_hash_) hashes[count++] = &*plain_hash_;
+  if (content) hashes[count++] = &content_hash_;
+  UpdateAll(std::span(hashes).first(count), plain);
+}
+
+// In place, and the tags of its chunks.
+absl::Status LayerWriter::EncryptCovered(uint64_t offset, MutableByteSpan bytes, Piece& piece) {
+  if (!cipher_) return absl::OkStatus();
+  RETURN_IF_ERROR(cipher_->Apply(offset, bytes, bytes));
+  for (size_t at = 0; at < bytes.size(); at += header_.chunk_size) {
+    const size_t length = std::min<size_t>(header_.chunk_size, bytes.size() - at);
+    ASSIGN_OR_RETURN(const crypt::ChunkTag tag, chunk_mac_->Tag((offset + at) / header_.chunk_size,
+                                                                bytes.subspan(at, length)));
+    piece.tags.push_back(tag);
   }
+  return absl::OkStatus();
+}
+
+// Of the index the ciphertext is chosen: the plaintext is what comes of it.
+absl::Status LayerWriter::HashIndex(uint64_t offset, ByteSpan stored) {
+  if (!cipher_) return absl::OkStatus();
+  const MutableByteSpan plain = MutableByteSpan(index_plaintext_).first(stored.size());
+  RETURN_IF_ERROR(cipher_->Apply(offset, stored, plain));
+  plain_hash_->Update(plain);
   return absl::OkStatus();
 }
 
 absl::Status LayerWriter::HashStored(const Piece& piece) {
-  stored_hash_.Update(piece.stored);
-  if (hmac_) hmac_->Update(piece.stored);
+  crypt::Sha256 block;
+  std::array<crypt::Sha256*, 3> hashes = {&stored_hash_};
+  size_t count = 1;
+  if (piece.covered) hashes[count++] = &block;
+  if (hmac_) hashes[count++] = hmac_->message();
+  UpdateAll(std::span(hashes).first(count), piece.bytes());
+  if (piece.covered) RETURN_IF_ERROR(index_.AppendBlock(oci::Digest(block.Finish())));
+  for (const crypt::ChunkTag& tag : piece.tags) RETURN_IF_ERROR(index_.AppendTag(tag));
   return absl::OkStatus();
 }
 
 absl::Status LayerWriter::Write(ByteSpan tar) {
-  if (offset_ + filled_ + tar.size() > header_.tar_length)
+  if (tar.size() > header_.tar_length - offset_)
     return Internal("a tar of more than the planned {} bytes", header_.tar_length);
   return Append(tar);
 }
 
+absl::StatusOr<MutableByteSpan> LayerWriter::Room() {
+  if (piece_ == nullptr) {
+    ASSIGN_OR_RETURN(piece_, pipeline_->Next());
+    piece_->size = 0;
+    piece_->offset = offset_;
+    piece_->covered = covered_;
+    piece_->content_from = in_content_ ? 0 : kPieceSize;
+    piece_->tags.clear();
+    RETURN_IF_ERROR(Report());
+  }
+  return piece_->room.subspan(piece_->size);
+}
+
+absl::Status LayerWriter::Filled(size_t size) {
+  if (size > header_.tar_length - offset_)
+    return Internal("a tar of more than the planned {} bytes", header_.tar_length);
+  return Advance(size);
+}
+
 absl::Status LayerWriter::Append(ByteSpan bytes) {
   while (!bytes.empty()) {
-    if (!buffers_)
-      buffers_ = std::make_unique_for_overwrite<std::byte[]>(kPieceSize * (cipher_ ? 2 : 1));
-    const size_t length = std::min(bytes.size(), kPieceSize - filled_);
-    std::memcpy(buffers_.get() + filled_, bytes.data(), length);
-    filled_ += length;
+    ASSIGN_OR_RETURN(const MutableByteSpan room, Room());
+    const size_t length = std::min(bytes.size(), room.size());
+    std::memcpy(room.data(), bytes.data(), length);
     bytes = bytes.subspan(length);
-    if (filled_ == kPieceSize) RETURN_IF_ERROR(Flush());
+    RETURN_IF_ERROR(Advance(length));
   }
   return absl::OkStatus();
 }
 
+absl::Status LayerWriter::Advance(size_t size) {
+  offset_ += size;
+  piece_->size += size;
+  return piece_->size == kPieceSize ? Flush() : absl::OkStatus();
+}
+
 absl::Status LayerWriter::Flush() {
-  if (filled_ == 0) return absl::OkStatus();
-  const ByteSpan given(buffers_.get(), filled_);
-  ByteSpan made = given;
-  if (cipher_) {
-    const MutableByteSpan out(buffers_.get() + kPieceSize, filled_);
-    RETURN_IF_ERROR(cipher_->Apply(offset_, given, out));
-    made = out;
+  if (piece_ == nullptr || piece_->size == 0) return absl::OkStatus();
+  piece_ = nullptr;
+  content_pushed_ |= in_content_;
+  return pipeline_->Push();
+}
+
+void LayerWriter::BeginContent() {
+  in_content_ = true;
+  content_pushed_ = false;
+  content_hash_ = crypt::Sha256();
+  if (piece_ != nullptr) piece_->content_from = piece_->size;
+}
+
+// The first stage has hashed the pieces that were pushed; the one that is being
+// filled is hashed here.
+absl::StatusOr<oci::Digest> LayerWriter::EndContent() {
+  in_content_ = false;
+  if (content_pushed_) RETURN_IF_ERROR(pipeline_->WaitFor(kEncrypt));
+  if (piece_ != nullptr) {
+    content_hash_.Update(piece_->bytes().subspan(piece_->content_from));
+    piece_->content_from = kPieceSize;
   }
-  // Of the index the ciphertext is chosen: the plaintext is what comes of it.
-  const auto piece = std::make_shared<const Piece>(Piece{
-      offset_, covered_, covered_ ? given : made, covered_ ? made : given, std::move(buffers_)});
-  offset_ += filled_;
-  filled_ = 0;
-  RETURN_IF_ERROR(plain_worker_->Push(piece));
-  RETURN_IF_ERROR(stored_worker_->Push(piece));
-  RETURN_IF_ERROR(upload_->Write(piece->stored));
-  return options_.on_written ? options_.on_written(piece->stored.size()) : absl::OkStatus();
+  return oci::Digest(content_hash_.Finish());
+}
+
+absl::Status LayerWriter::Report() {
+  const uint64_t passed = pipeline_->bytes_passed();
+  const uint64_t fresh = passed - std::exchange(reported_, passed);
+  return fresh != 0 && options_.on_written ? options_.on_written(fresh) : absl::OkStatus();
 }
 
 absl::StatusOr<oci::Digest> LayerWriter::StoredTocDigest(ByteSpan toc) {
@@ -148,9 +226,10 @@ absl::StatusOr<oci::Digest> LayerWriter::StoredTocDigest(ByteSpan toc) {
   return hasher.Finish();
 }
 
-absl::StatusOr<archive::IndexHeader> LayerWriter::WriteIndex() {
+absl::StatusOr<archive::IndexHeader> LayerWriter::WriteIndex(ByteSpan toc) {
   RETURN_IF_ERROR(Flush());
-  RETURN_IF_ERROR(plain_worker_->Drain());  // every block and tag is appended
+  RETURN_IF_ERROR(pipeline_->WaitFor(kHash));  // every block and tag is appended
+  ASSIGN_OR_RETURN(header_.toc_digest, StoredTocDigest(toc));
   covered_ = false;
   ASSIGN_OR_RETURN(const archive::IndexHeader header,
                    index_.Finish(header_, [this](ByteSpan bytes) { return Append(bytes); }));
@@ -160,20 +239,19 @@ absl::StatusOr<archive::IndexHeader> LayerWriter::WriteIndex() {
 
 absl::StatusOr<WrittenLayer> LayerWriter::Finish(const archive::Toc& toc) {
   const std::string toc_bytes = archive::SerializeToc(toc);
-  if (offset_ + filled_ != header_.tar_length || toc_bytes.size() != header_.toc_length)
-    return Internal("a tar of {} and a TOC of {} bytes, planned were {} and {}", offset_ + filled_,
+  if (offset_ != header_.tar_length || toc_bytes.size() != header_.toc_length)
+    return Internal("a tar of {} and a TOC of {} bytes, planned were {} and {}", offset_,
                     toc_bytes.size(), header_.tar_length, header_.toc_length);
-  ASSIGN_OR_RETURN(header_.toc_digest, StoredTocDigest(AsBytes(toc_bytes)));
   RETURN_IF_ERROR(Append(AsBytes(toc_bytes)));
-  RETURN_IF_ERROR(Append(Bytes(header_.covered_length - offset_ - filled_)));
-  ASSIGN_OR_RETURN(const archive::IndexHeader header, WriteIndex());
-  RETURN_IF_ERROR(plain_worker_->Drain());
-  RETURN_IF_ERROR(stored_worker_->Drain());
+  RETURN_IF_ERROR(Append(Bytes(header_.covered_length - offset_)));
+  ASSIGN_OR_RETURN(const archive::IndexHeader header, WriteIndex(AsBytes(toc_bytes)));
+  RETURN_IF_ERROR(pipeline_->WaitFor(kUpload));
+  RETURN_IF_ERROR(Report());
 
   WrittenLayer layer;
   layer.size = offset_;
-  layer.digest = stored_hash_.Finish();
-  layer.diff_id = plain_hash_ ? plain_hash_->Finish() : layer.digest;
+  layer.digest = oci::Digest(stored_hash_.Finish());
+  layer.diff_id = plain_hash_ ? oci::Digest(plain_hash_->Finish()) : layer.digest;
   layer.index = {.offset = offset_ - archive::kHeaderSize,
                  .length = archive::kHeaderSize,
                  .root = oci::Digest::Of(header.Encode())};

@@ -9,8 +9,9 @@
 
 #include "core/archive/index_writer.h"
 #include "core/archive/toc.h"
+#include "core/crypt/hmac.h"
 #include "core/crypt/layer_cipher.h"
-#include "core/image/piece_worker.h"
+#include "core/image/pipeline.h"
 #include "core/oci/image_store.h"
 
 namespace kapsule::image {
@@ -35,8 +36,8 @@ struct LayerOptions {
   uint32_t chunk_size = 64 * 1024;
   bool encrypt = false;
   std::filesystem::path temp_folder = "/tmp";  // for the index of large layers
-  // Called with the number of bytes after each piece that was written; its
-  // error stops the writer.
+  // Called by whoever calls the writer, with the number of bytes that were
+  // written since; its error stops the writer.
   std::function<absl::Status(uint64_t bytes)> on_written = {};
 };
 
@@ -44,8 +45,12 @@ struct LayerOptions {
 // has no such layer.
 absl::StatusOr<uint64_t> StoredSize(const LayerOptions& options);
 
-// Not thread-safe; has two threads of its own and some 16 MiB of buffers.
-// Destroying it before Finish() drops the upload.
+// The bytes pass three stages beside each other (see pipeline.h): encrypting, with
+// what is hashed of the plaintext; hashing what is stored; the upload. So every
+// byte is touched once each stage, and where it is read from goes on meanwhile.
+// Not thread-safe; has three threads and at most 16 MiB of buffers. The upload is
+// used by a thread of the writer's until Finish() or the destructor. Destroying
+// the writer before Finish() drops the upload.
 class LayerWriter {
  public:
   // Key, nonce and salt are made here: every writer has its own.
@@ -53,8 +58,17 @@ class LayerWriter {
       LayerOptions options, std::unique_ptr<oci::BlobUpload> upload);
   ~LayerWriter();
 
-  // The next bytes of the tar.
+  // The next bytes of the tar. Errors here and below may be of earlier bytes.
   absl::Status Write(ByteSpan tar);
+
+  // The same without a copy: room for at least one byte, then how many bytes were
+  // put there. Room begins on a multiple of 4 KiB where the tar is at one.
+  absl::StatusOr<MutableByteSpan> Room();
+  absl::Status Filled(size_t size);
+
+  // Gives the SHA-256 of the bytes that came between the two calls.
+  void BeginContent();
+  absl::StatusOr<oci::Digest> EndContent();
 
   // After the whole tar: writes the rest of the stream and commits the upload.
   // Once. Internal where tar or TOC have another length than was announced.
@@ -65,33 +79,45 @@ class LayerWriter {
               std::unique_ptr<oci::BlobUpload> upload);
 
   absl::Status Prepare();
-  absl::Status HashPlain(const Piece& piece);
+  // The stages but the last.
+  absl::Status Encrypt(Piece& piece);
   absl::Status HashStored(const Piece& piece);
+
+  void HashPlain(ByteSpan plain, bool content);
+  absl::Status EncryptCovered(uint64_t offset, MutableByteSpan bytes, Piece& piece);
+  absl::Status HashIndex(uint64_t offset, ByteSpan stored);
   absl::Status Append(ByteSpan bytes);
+  absl::Status Advance(size_t size);
   absl::Status Flush();
+  absl::Status Report();
   absl::StatusOr<oci::Digest> StoredTocDigest(ByteSpan toc);
-  absl::StatusOr<archive::IndexHeader> WriteIndex();
+  absl::StatusOr<archive::IndexHeader> WriteIndex(ByteSpan toc);
 
   const LayerOptions options_;
   archive::IndexHeader header_;
   const std::unique_ptr<oci::BlobUpload> upload_;
   std::optional<crypt::LayerKey> key_;
-  std::optional<crypt::LayerCipher> cipher_;
 
-  // The piece that is being filled. Bytes of the covered range come as
-  // plaintext, bytes of the index as they are stored.
-  std::unique_ptr<std::byte[]> buffers_;
-  size_t filled_ = 0;
-  uint64_t offset_ = 0;  // of the piece in the blob
+  // The piece that is being filled; null between pieces. Bytes of the covered
+  // range come as plaintext, bytes of the index as they are stored.
+  Piece* piece_ = nullptr;
+  uint64_t offset_ = 0;  // of the next byte in the blob
   bool covered_ = true;
+  bool in_content_ = false, content_pushed_ = false;
+  uint64_t reported_ = 0;
 
-  // Used by one worker each until it is drained.
-  archive::IndexWriter index_;
+  // The first stage's until it was waited for.
+  std::optional<crypt::LayerCipher> cipher_;
   std::optional<crypt::ChunkMac> chunk_mac_;
-  std::optional<oci::Hasher> plain_hash_;
-  oci::Hasher stored_hash_;
+  std::optional<crypt::Sha256> plain_hash_;  // of the whole stream, where it is encrypted
+  crypt::Sha256 content_hash_;
+  Bytes index_plaintext_;
+  // The second stage's.
+  archive::IndexWriter index_;
+  crypt::Sha256 stored_hash_;
   std::optional<crypt::Hmac> hmac_;
-  std::optional<PieceWorker> plain_worker_, stored_worker_;  // the last members: end first
+
+  std::unique_ptr<Pipeline> pipeline_;  // the last member: its threads use the others
 };
 
 }  // namespace kapsule::image

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <filesystem>
+
 #include "core/archive/index_reader.h"
 #include "core/archive/tar_writer.h"
 #include "core/image/memory_store.h"
@@ -135,6 +138,132 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Combine(testing::Values(0, 1, 4096, 60'000, 65'535, 65'536, 65'537, (1 << 20) - 65'536,
                                      (1 << 20) - 1, 1 << 20, (1 << 20) + 1, (5 << 20) + 12'345),
                      testing::Values(4096, 16384, 65536, 1 << 20)));
+
+TEST(LayerWriterTest, ALayerMayBeLargerThanTheBuffers) {
+  Tar tar = MakeTar(Pattern(40 << 20));
+  tar.options.encrypt = true;
+  MemoryStore store;
+  const auto layer = WriteTo(store, tar, tar.options);
+  ASSERT_TRUE(layer.ok()) << layer.status();
+  EXPECT_TRUE(store.digests_agree);
+  const std::string& stored = store.blobs.at(layer->digest);
+  ExpectGoodIndex(stored, *layer);
+  ExpectGoodPlaintext(Decrypted(stored, layer->secret->key), tar, *layer);
+}
+
+// Fills the room that the writer gives, by at most `step` bytes at once.
+absl::Status FillRoom(LayerWriter& writer, std::string_view bytes, size_t step) {
+  while (!bytes.empty()) {
+    ASSIGN_OR_RETURN(const MutableByteSpan room, writer.Room());
+    const size_t length = std::min({step, room.size(), bytes.size()});
+    std::memcpy(room.data(), bytes.data(), length);
+    RETURN_IF_ERROR(writer.Filled(length));
+    bytes.remove_prefix(length);
+  }
+  return absl::OkStatus();
+}
+
+// Contents that begin and end inside a piece, at its edges and pieces later.
+TEST(LayerWriterTest, GivesTheDigestOfAnyContentThatItIsFilledWith) {
+  const Tar tar = MakeTar(Pattern(9 << 20));
+  const std::string_view bytes = tar.bytes;
+  const std::vector<size_t> edges = {0,       512,     512,           4096,          1 << 20,
+                                     2 << 20, 2 << 20, (3 << 20) - 7, (3 << 20) + 9, bytes.size()};
+  for (const bool encrypt : {false, true}) {
+    for (const size_t step : {size_t{100'000}, kPieceSize}) {
+      MemoryStore store;
+      LayerOptions options = tar.options;
+      options.encrypt = encrypt;
+      auto writer = *LayerWriter::Start(options, *store.StartBlob(std::nullopt));
+      for (size_t i = 0; i + 1 < edges.size(); ++i) {
+        const auto part = bytes.substr(edges[i], edges[i + 1] - edges[i]);
+        writer->BeginContent();
+        ASSERT_TRUE(FillRoom(*writer, part, step).ok());
+        const auto digest = writer->EndContent();
+        ASSERT_TRUE(digest.ok()) << digest.status();
+        EXPECT_EQ(*digest, oci::Digest::Of(AsBytes(part))) << i;
+      }
+      const auto layer = writer->Finish(tar.toc);
+      ASSERT_TRUE(layer.ok()) << layer.status();
+      EXPECT_TRUE(store.digests_agree);
+      const std::string& stored = store.blobs.at(layer->digest);
+      ExpectGoodPlaintext(encrypt ? Decrypted(stored, layer->secret->key) : stored, tar, *layer);
+    }
+  }
+}
+
+TEST(LayerWriterTest, TakesNoMoreThanThePlannedTarIntoItsRoom) {
+  const Tar tar = MakeTar(Pattern(100));
+  MemoryStore store;
+  const auto writer = *LayerWriter::Start(tar.options, *store.StartBlob(std::nullopt));
+  ASSERT_GE(writer->Room()->size(), tar.bytes.size() + 1);
+  EXPECT_EQ(writer->Filled(tar.bytes.size() + 1).code(), absl::StatusCode::kInternal);
+  EXPECT_TRUE(FillRoom(*writer, tar.bytes, 1000).ok());
+  EXPECT_EQ(writer->Write(AsBytes("x")).code(), absl::StatusCode::kInternal);
+}
+
+size_t ThreadCount() {
+  const std::filesystem::directory_iterator tasks("/proc/self/task");
+  return std::distance(begin(tasks), end(tasks));
+}
+
+TEST(LayerWriterTest, WhoeverIsToldOfProgressCanStopIt) {
+  const Tar tar = MakeTar(Pattern(30 << 20));
+  const size_t threads = ThreadCount();
+  for (const uint64_t limit : {1 << 20, 10 << 20, 30 << 20}) {
+    MemoryStore store;
+    LayerOptions options = tar.options;
+    options.encrypt = true;
+    uint64_t told = 0;
+    options.on_written = [&told, limit](uint64_t bytes) -> absl::Status {
+      told += bytes;
+      if (told >= limit) return Cancelled("enough");
+      return absl::OkStatus();
+    };
+    EXPECT_EQ(Describe(WriteTo(store, tar, options).status()), Describe(Cancelled("enough")));
+    EXPECT_EQ(store.uploads, 0);
+    EXPECT_TRUE(store.blobs.empty());
+    EXPECT_EQ(ThreadCount(), threads);
+  }
+}
+
+TEST(LayerWriterTest, AWriterThatIsDroppedInTheMiddleLeavesNothing) {
+  const Tar tar = MakeTar(Pattern(8 << 20));
+  const size_t threads = ThreadCount();
+  for (const size_t size : {size_t{0}, size_t{1000}, size_t{3} << 20, tar.bytes.size()}) {
+    MemoryStore store;
+    LayerOptions options = tar.options;
+    options.encrypt = true;
+    auto writer = *LayerWriter::Start(options, *store.StartBlob(std::nullopt));
+    writer->BeginContent();
+    ASSERT_TRUE(writer->Write(AsBytes(std::string_view(tar.bytes).substr(0, size))).ok());
+    writer.reset();
+    EXPECT_EQ(store.uploads, 0);
+    EXPECT_TRUE(store.blobs.empty());
+    EXPECT_EQ(ThreadCount(), threads);
+  }
+}
+
+class Nowhere final : public oci::BlobUpload {
+  absl::Status Write(ByteSpan) override { return absl::OkStatus(); }
+  absl::Status Commit(const oci::Digest&, uint64_t) override { return absl::OkStatus(); }
+};
+
+// 65,536 tags are more than the index keeps in memory.
+TEST(LayerWriterTest, AnErrorOfTheIndexEndsTheWriter) {
+  const size_t threads = ThreadCount();
+  LayerOptions options{.tar_length = 300 << 20, .toc_length = 1, .chunk_size = 4096};
+  options.encrypt = true;
+  options.temp_folder = "/no/such/folder";
+  auto writer = *LayerWriter::Start(options, std::make_unique<Nowhere>());
+  const Bytes mib(1 << 20);
+  absl::Status status;
+  for (int i = 0; i < 300 && status.ok(); ++i) status = writer->Write(mib);
+  EXPECT_THAT(Describe(status), testing::HasSubstr("/no/such/folder"));
+  EXPECT_EQ(Describe(writer->Write(mib)), Describe(status));
+  writer.reset();
+  EXPECT_EQ(ThreadCount(), threads);
+}
 
 TEST(LayerWriterTest, EveryEncryptionHasAKeyOfItsOwn) {
   const Tar tar = MakeTar(Pattern(100'000));

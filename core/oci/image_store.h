@@ -17,7 +17,9 @@ class BlobUpload {
  public:
   virtual ~BlobUpload() = default;
   virtual absl::Status Write(ByteSpan bytes) = 0;
-  // The store checks `digest` (and, where it can, the bytes) itself.
+  // `digest` is what the caller has computed of the bytes that it wrote: it goes
+  // into the manifest that the caller vouches for. A registry computes it again.
+  // DataLoss: another number of bytes was written, or the store knows better.
   virtual absl::Status Commit(const Digest& digest, uint64_t size) = 0;
 };
 

@@ -49,7 +49,7 @@ TEST_P(RoundTripTest, TheViewIsMetadataAndTar) {
   ASSERT_TRUE(view.ok()) << view.status();
   const std::string expected = ExpectedView(layer_);
   ASSERT_EQ((*view)->size(), expected.size());
-  const uint64_t metadata = (*view)->metadata().bytes.size();
+  const uint64_t metadata = (*view)->image().metadata_size();
   for (const uint64_t offset :
        {uint64_t{0}, uint64_t{1000}, metadata - 1, metadata, metadata + 1, metadata + 4096,
         metadata + 4097, metadata + 6000, expected.size() - 9000}) {

@@ -4,10 +4,10 @@
 
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "core/archive/toc.h"
 #include "core/blob/layer_reader.h"
+#include "core/view/image.h"
 
 namespace kapsule::view {
 
@@ -32,32 +32,27 @@ inline constexpr uint64_t kMaxMetadata = 128 << 20;
 absl::StatusOr<Metadata> BuildMetadata(const archive::Toc& toc, uint64_t tar_length,
                                        const MetadataOptions& options);
 
-// Thread-safe.
+// A layer that is in memory or on disk, and its image. Thread-safe.
 class View {
  public:
-  // Reads the layer's TOC and builds the metadata.
+  // Reads the layer's TOC and builds the image.
   static absl::StatusOr<std::unique_ptr<View>> Open(std::unique_ptr<blob::LayerReader> layer);
-  // The second step of that: `toc` is what layer->ReadTocBytes() gave. No I/O.
-  static absl::StatusOr<std::unique_ptr<View>> Make(std::unique_ptr<blob::LayerReader> layer,
-                                                    ByteSpan toc);
 
-  uint64_t size() const;
-  const Metadata& metadata() const { return metadata_; }
+  uint64_t size() const { return image_->size(); }
+  const Image& image() const { return *image_; }
   const blob::LayerReader& layer() const { return *layer_; }
-  // Fills `out` from `offset` on. Bytes past the tar are zeros, and so are those
-  // between the end of a file and the end of its last block, whatever the tar
-  // has there: the kernel maps whole blocks into programs.
+  // Fills `out` from `offset` on. Bytes past the tar are zeros, and so is what
+  // Image::ClearGaps() clears.
   //   DataLoss, OutOfRange as LayerReader::Read
   absl::Status Read(uint64_t offset, MutableByteSpan out) const;
 
  private:
-  View(std::unique_ptr<blob::LayerReader> layer, Metadata metadata,
-       std::vector<uint64_t> file_ends);
+  View(std::unique_ptr<blob::LayerReader> layer, std::unique_ptr<Image> image)
+      : layer_(std::move(layer)), image_(std::move(image)) {}
   absl::Status ReadTar(uint64_t at, MutableByteSpan out) const;
 
   const std::unique_ptr<blob::LayerReader> layer_;
-  const Metadata metadata_;
-  const std::vector<uint64_t> file_ends_;  // in the tar, inside of a block; sorted
+  const std::unique_ptr<Image> image_;
 };
 
 }  // namespace kapsule::view

@@ -11,7 +11,8 @@ namespace kapsule::keyprovider {
 
 struct Config {
   std::filesystem::path keys;  // folder of private keys
-  std::filesystem::path address = "/run/kapsule/keys.sock";
+  // In a folder of its own, which is all that kapsule-fuse sees of the file system.
+  std::filesystem::path address = "/run/kapsule-keys/keys.sock";
   std::filesystem::path grpc_address;  // empty: no gRPC
   std::vector<std::string> allow_uid;  // names or numbers
   std::string log_level = "info";

@@ -42,7 +42,7 @@ TEST_F(ConfigTest, EveryKeyIsRead) {
 TEST_F(ConfigTest, NobodyIsAllowedByDefault) {
   const Config config = Load("").value();
   EXPECT_TRUE(config.allow_uid.empty());
-  EXPECT_EQ(config.address, "/run/kapsule/keys.sock");
+  EXPECT_EQ(config.address, "/run/kapsule-keys/keys.sock");
   EXPECT_THAT(Load("allow-uid = 7").value().allow_uid, ElementsAre("7"));
 }
 

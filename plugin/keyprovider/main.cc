@@ -29,7 +29,7 @@ constexpr char kExamples[] = R"(Examples:
   # gRPC too (kapsule.v1.Keys, and ocicrypt's protocol for stock tools that are
   # given OCICRYPT_KEYPROVIDER_CONFIG), and a second user.
   kapsule-keyprovider --keys /etc/kapsule/keys --allow-uid kapsule-fuse \
-      --allow-uid 1000 --grpc-address /run/kapsule/keys-grpc.sock
+      --allow-uid 1000 --grpc-address /run/kapsule-keys/grpc.sock
 
   # The same from a file; its keys are the options without "--".
   kapsule-keyprovider --config /etc/kapsule/keyprovider.toml

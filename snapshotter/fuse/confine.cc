@@ -10,6 +10,9 @@
 
 #include <cerrno>
 
+#include "snapshotter/fuse/private_root.h"
+#include "snapshotter/fuse/seccomp.h"
+
 namespace kapsule::fuse {
 namespace {
 
@@ -61,13 +64,16 @@ absl::Status CheckNoWayBack() {
 
 }  // namespace
 
-absl::Status Confine(uid_t uid, gid_t gid) {
-  if (uid == 0 || gid == 0)
-    return InvalidArgument("kapsule-fuse runs as a user of its own, not as {}:{}", uid, gid);
+absl::Status Confine(const ConfineOptions& options) {
+  if (options.uid == 0 || options.gid == 0)
+    return InvalidArgument("kapsule-fuse runs as a user of its own, not as {}:{}", options.uid,
+                           options.gid);
   if (geteuid() != 0) return PermissionDenied("start kapsule-fuse as root: it drops that itself");
+  RETURN_IF_ERROR(ReadFilesOfLibraries());
   RETURN_IF_ERROR(Check(unshare(CLONE_NEWNET), "leave the network namespace"));
+  RETURN_IF_ERROR(EnterPrivateRoot(options.keyprovider_socket.parent_path()));
   RETURN_IF_ERROR(EmptyBoundingSet());
-  RETURN_IF_ERROR(BecomeUser(uid, gid));
+  RETURN_IF_ERROR(BecomeUser(options.uid, options.gid));
   RETURN_IF_ERROR(DropCapabilities());
   // After the change of user, which sets the dumpable flag from a sysctl.
   RETURN_IF_ERROR(ForbidDumps());

@@ -4,8 +4,8 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -19,14 +19,6 @@ namespace {
 
 constexpr unsigned kKeyedThreads = 4, kPlainThreads = 2;
 constexpr size_t kMaxWaiting = 1024;
-
-absl::Status CheckFuseDevice(int fd) {
-  struct stat st;
-  if (fstat(fd, &st) != 0) return ErrnoStatus(errno, "stat /dev/fuse");
-  if (!S_ISCHR(st.st_mode) || st.st_rdev != makedev(10, 229))
-    return InvalidArgument("the passed descriptor is not /dev/fuse");
-  return absl::OkStatus();
-}
 
 absl::StatusOr<UniqueFd> TerminationSignals() {
   sigset_t signals;
@@ -44,46 +36,106 @@ oci::Digest DigestOf(const std::string& hex) {  // checked by CheckRequest()
   return oci::Digest::Parse("sha256:" + hex).value_or(oci::Digest());
 }
 
+// What is held under a name that stands for one descriptor.
+absl::StatusOr<UniqueFd> GetOne(const control::Holder& holder, std::string_view name) {
+  absl::StatusOr<std::vector<UniqueFd>> fds = holder.Get(name);
+  if (!fds.ok()) return Annotate(fds.status(), fmt::format("get \"{}\" from the holder", name));
+  if (fds->size() != 1)
+    return InvalidArgument("the holder has {} descriptors as \"{}\"", fds->size(), name);
+  return std::move(fds->front());
+}
+
+// The id of the request that comes next, 0 where it has none. Known also where
+// there is no room for the descriptors beside it.
+uint64_t NextId(int socket) {
+  std::string bytes(control::kMaxMessageBytes, '\0');
+  ssize_t n;
+  do {
+    n = recv(socket, bytes.data(), bytes.size(), MSG_PEEK | MSG_TRUNC);
+  } while (n < 0 && errno == EINTR);
+  if (n <= 0 || static_cast<size_t>(n) > bytes.size()) return 0;
+  bytes.resize(static_cast<size_t>(n));
+  v1::DataPlaneRequest request;
+  return request.ParseFromString(bytes) ? request.id() : 0;
+}
+
+// A Prepare under way: answered once.
+struct Preparation {
+  ViewRestorer::Prepared loaded;
+  std::atomic<size_t> undecided;
+  std::atomic<bool> answered = false;
+};
+
 }  // namespace
 
-ControlServer::ControlServer(UniqueFd control, std::filesystem::path keyprovider,
+ControlServer::ControlServer(Options options, std::unique_ptr<RequestMemory> memory,
+                             std::unique_ptr<ReadEngine> engine,
                              std::unique_ptr<WorkerPool> workers)
-    : control_(std::move(control)),
+    : options_(std::move(options)),
+      memory_(std::move(memory)),
+      engine_(std::move(engine)),
       workers_(std::move(workers)),
-      opener_(views_, std::move(keyprovider)),
       keyed_(kMaxWaiting),
       plain_(kMaxWaiting),
-      lost_fd_(eventfd(0, EFD_CLOEXEC)) {}
+      chores_(kMaxWaiting),
+      views_(*memory_),
+      held_(*options_.holder, views_, chores_),
+      opener_(views_, held_, options_.keyprovider, engine_->shared()),
+      keys_(opener_, keyed_, plain_, chores_, options_.key_grace),
+      restorer_(*options_.holder, keys_),
+      lost_fd_(eventfd(0, EFD_CLOEXEC)) {
+  views_.OnForgotten([this](const std::string& name) { held_.Forget(name); });
+}
 
 absl::Status ControlServer::Run() {
   if (!lost_fd_.valid()) return ResourceExhausted("no eventfd");
   ASSIGN_OR_RETURN(const UniqueFd signals, TerminationSignals());
   RETURN_IF_ERROR(keyed_.Start(kKeyedThreads));
   RETURN_IF_ERROR(plain_.Start(kPlainThreads));
-  for (;;) {
-    pollfd fds[] = {
-        {control_.get(), POLLIN, 0}, {signals.get(), POLLIN, 0}, {lost_fd_.get(), POLLIN, 0}};
+  RETURN_IF_ERROR(chores_.Start(1));
+  while (control_open_ || state_ == State::kServing) {
+    pollfd fds[] = {{control_open_ ? options_.control.get() : -1, POLLIN, 0},
+                    {signals.get(), POLLIN, 0},
+                    {lost_fd_.get(), POLLIN, 0}};
     if (poll(fds, std::size(fds), -1) < 0) {
       if (errno == EINTR) continue;
       return ErrnoStatus(errno, "poll");
     }
     if (fds[1].revents != 0) return absl::OkStatus();
-    if (fds[0].revents != 0) {
-      const absl::Status status = HandlePacket();
-      if (absl::IsUnavailable(status)) return absl::OkStatus();
-      RETURN_IF_ERROR(status);
-    }
+    if (fds[0].revents != 0) RETURN_IF_ERROR(HandleControl());
+    RETURN_IF_ERROR(failure_);
     if (fds[2].revents != 0) {
       absl::MutexLock lock(&mu_);
       return lost_;
     }
   }
+  return absl::OkStatus();
+}
+
+absl::Status ControlServer::HandleControl() {
+  const absl::Status status = HandlePacket();
+  if (status.ok()) return status;
+  const bool closed = absl::IsUnavailable(status);
+  if (state_ != State::kServing && !closed) return status;
+  control_open_ = false;
+  if (state_ == State::kServing)
+    log::warn("serving on without control: {}",
+              closed ? "kapsule-snapshotter is gone" : Describe(status));
+  shutdown(options_.control.get(), SHUT_RDWR);
+  return absl::OkStatus();
 }
 
 absl::Status ControlServer::HandlePacket() {
-  absl::StatusOr<control::ReceivedRequest> request = control::ReceiveRequest(control_.get());
+  const uint64_t id = NextId(options_.control.get());
+  absl::StatusOr<control::ReceivedRequest> request =
+      control::ReceiveRequest(options_.control.get());
+  if (absl::IsInvalidArgument(request.status()) && id != 0) {
+    Answer(control::MakeReply(
+        id, ResourceExhausted("not all descriptors of the request could be received: kapsule-fuse "
+                              "has too many open, or they are more than a request has")));
+    return absl::OkStatus();
+  }
   if (!request.ok()) return request.status();
-  const uint64_t id = request->message.id();
   if (id == 0) return InvalidArgument("a control request without id");
   const absl::Status status = control::CheckRequest(request->message, request->fds.size());
   if (status.ok()) {
@@ -97,8 +149,16 @@ absl::Status ControlServer::HandlePacket() {
 void ControlServer::Dispatch(control::ReceivedRequest request) {
   const uint64_t id = request.message.id();
   switch (request.message.request_case()) {
+    case v1::DataPlaneRequest::kPrepare:
+      return Prepare(id, request.message.prepare().timeout_ms());
     case v1::DataPlaneRequest::kServe:
-      return Serve(id, std::move(request.fds[0]));
+      return Serve(id);
+    default:
+      break;
+  }
+  if (state_ != State::kServing)
+    return Answer(control::MakeReply(id, FailedPrecondition("nothing is served yet")));
+  switch (request.message.request_case()) {
     case v1::DataPlaneRequest::kOpen:
       return Open(request.message, std::move(request.fds));
     case v1::DataPlaneRequest::kAuthorise:
@@ -106,21 +166,93 @@ void ControlServer::Dispatch(control::ReceivedRequest request) {
     case v1::DataPlaneRequest::kClose:
       views_.Withdraw(request.message.close().digest());
       return Answer(control::MakeReply(id, absl::OkStatus()));
-    case v1::DataPlaneRequest::REQUEST_NOT_SET:
+    default:  // CheckRequest() takes no other
       return;
   }
 }
 
-void ControlServer::Serve(uint64_t id, UniqueFd fuse) {
-  absl::Status status = CheckFuseDevice(fuse.get());
-  if (status.ok() && serving_) status = FailedPrecondition("a FUSE connection is being served");
-  if (status.ok()) {
-    serving_ = true;
-    status = workers_->Start(std::move(fuse), session_,
-                             {[this, id] { Answer(control::MakeReply(id, absl::OkStatus())); },
-                              [this](const absl::Status& why) { ConnectionLost(why); }});
-  }
-  if (!status.ok()) Answer(control::MakeReply(id, status));
+void ControlServer::Prepare(uint64_t id, uint32_t timeout_ms) {
+  if (prepared_ || state_ != State::kIdle)
+    return Answer(control::MakeReply(id, FailedPrecondition("too late to prepare")));
+  prepared_ = true;
+  absl::StatusOr<ViewRestorer::Prepared> loaded = restorer_.Prepare();
+  if (!loaded.ok()) return Answer(control::MakeReply(id, loaded.status()));
+  auto preparation = std::make_shared<Preparation>();
+  preparation->loaded = *std::move(loaded);
+  const std::vector<ViewPtr>& views = preparation->loaded.views;
+  preparation->undecided = views.size() + 1;
+  const auto answer = [this, id, preparation] {
+    if (preparation->answered.exchange(true)) return;
+    v1::DataPlaneReply reply = control::MakeReply(id, absl::OkStatus());
+    const auto& [views, not_loaded] = preparation->loaded;
+    uint32_t without_key = not_loaded;
+    for (const ViewPtr& view : views) without_key += view->layer() == nullptr;
+    reply.set_views(static_cast<uint32_t>(views.size()) + not_loaded);
+    reply.set_views_without_key(without_key);
+    Answer(reply);
+  };
+  const auto decided = [answer, preparation] {
+    if (--preparation->undecided == 0) answer();
+  };
+  for (const ViewPtr& view : views) view->WhenDecided(decided);
+  chores_.AddAt(DeadlineOf(timeout_ms), answer);
+  decided();
+}
+
+void ControlServer::Serve(uint64_t id) {
+  // This code tells the next kapsule-snapshotter that all is well.
+  if (state_ != State::kIdle)
+    return Answer(control::MakeReply(id, AlreadyExists("serve once only: a connection is served")));
+  failure_ = StartServing(id);
+  if (!failure_.ok()) return Answer(control::MakeReply(id, failure_));
+  state_ = State::kServing;
+  if (memory_->initialised()) AnswerServe(id);
+}
+
+// The kernel's INIT may be answered, again, while this returns.
+void ControlServer::AnswerServe(uint64_t id) {
+  if (!serve_answered_.exchange(true)) Answer(control::MakeReply(id, absl::OkStatus()));
+}
+
+absl::Status ControlServer::StartServing(uint64_t id) {
+  ASSIGN_OR_RETURN(UniqueFd fuse, GetOne(*options_.holder, control::kHeldFuse));
+  ASSIGN_OR_RETURN(device_, FuseDevice::Open(std::move(fuse), [this] { LogFirstReply(); }));
+  RETURN_IF_ERROR(AgreeOnMemory());
+  memory_->TakeOver();
+  ASSIGN_OR_RETURN(views_taken_, restorer_.Restore(views_));
+  const std::vector<uint32_t> parked = memory_->ParkedReads();
+  requests_taken_ = parked.size();
+  for (uint32_t i = 0; i < memory_->slots(); ++i)
+    requests_taken_ += !memory_->slot(i).request().empty();
+  RETURN_IF_ERROR(engine_->Start());
+  reads_ = std::make_unique<ReadPath>(*engine_, *memory_, *device_);
+  for (const uint32_t read : parked) reads_->Resume(read, session_);
+  return workers_->Start(
+      {memory_.get(), device_.get(), &session_, reads_.get()},
+      {[this, id] { AnswerServe(id); }, [this](const absl::Status& why) { ConnectionLost(why); }});
+}
+
+// The memory that was mapped when the process started, which is locked, must be
+// the one that a successor will find.
+absl::Status ControlServer::AgreeOnMemory() const {
+  const absl::StatusOr<UniqueFd> held = GetOne(*options_.holder, control::kHeldRequests);
+  if (absl::IsNotFound(held.status()) && !memory_->adopted())
+    return options_.holder->Put(control::kHeldRequests, {memory_->fd()});
+  if (!held.ok()) return held.status();
+  struct stat theirs, ours;
+  if (fstat(held->get(), &theirs) != 0 || fstat(memory_->fd(), &ours) != 0)
+    return ErrnoStatus(errno, "stat the memory of requests");
+  if (theirs.st_ino != ours.st_ino || theirs.st_dev != ours.st_dev)
+    return FailedPrecondition(
+        "the holder has another memory of requests than when kapsule-fuse was started");
+  return absl::OkStatus();
+}
+
+void ControlServer::LogFirstReply() const {
+  if (!memory_->adopted()) return;
+  log::info("took over: {} views, {} requests again, first reply after {} ms since exec",
+            views_taken_, requests_taken_,
+            absl::ToInt64Milliseconds(absl::Now() - options_.process_start));
 }
 
 void ControlServer::Open(const v1::DataPlaneRequest& request, std::vector<UniqueFd> fds) {
@@ -134,7 +266,8 @@ void ControlServer::Open(const v1::DataPlaneRequest& request, std::vector<Unique
   call->layer = {DigestOf(open.digest()), open.size(), open.encrypted(), std::move(fds[0]),
                  std::move(fds[1])};
   const absl::Time deadline = DeadlineOf(open.timeout_ms());
-  Enqueue(open.encrypted() ? keyed_ : plain_, request.id(), [this, call, deadline] {
+  TaskPool& pool = open.encrypted() ? keyed_ : plain_;
+  Enqueue(pool, open.digest(), request.id(), [this, call, deadline] {
     const std::string digest = call->layer.digest.text();
     const auto size = opener_.Open(call->opening, std::move(call->layer), deadline);
     v1::DataPlaneReply reply =
@@ -148,13 +281,22 @@ void ControlServer::Authorise(const v1::DataPlaneRequest& request, UniqueFd anno
   const oci::Digest digest = DigestOf(request.authorise().digest());
   auto fd = std::make_shared<UniqueFd>(std::move(annotations));
   const absl::Time deadline = DeadlineOf(request.authorise().timeout_ms());
-  Enqueue(keyed_, request.id(), [this, digest, fd, deadline] {
+  Enqueue(keyed_, digest.hex(), request.id(), [this, digest, fd, deadline] {
     const absl::Status status = opener_.Authorise(digest, std::move(*fd), deadline);
     return control::MakeReply(0, Annotate(status, "authorise layer " + digest.text()));
   });
 }
 
-void ControlServer::Enqueue(TaskPool& pool, uint64_t id, std::function<v1::DataPlaneReply()> task) {
+void ControlServer::Enqueue(TaskPool& pool, const std::string& name, uint64_t id,
+                            std::function<v1::DataPlaneReply()> task) {
+  const ViewPtr view = views_.Known(name);
+  if (view == nullptr) return EnqueueNow(pool, id, std::move(task));
+  // Not in a thread of the pool, which the key's coming needs.
+  view->WhenDecided([this, &pool, id, task = std::move(task)] { EnqueueNow(pool, id, task); });
+}
+
+void ControlServer::EnqueueNow(TaskPool& pool, uint64_t id,
+                               std::function<v1::DataPlaneReply()> task) {
   const bool added = pool.Add([this, id, task = std::move(task)] {
     v1::DataPlaneReply reply;
     try {
@@ -170,7 +312,7 @@ void ControlServer::Enqueue(TaskPool& pool, uint64_t id, std::function<v1::DataP
 }
 
 void ControlServer::Answer(const v1::DataPlaneReply& reply) {
-  const absl::Status status = control::SendReply(control_.get(), reply);
+  const absl::Status status = control::SendReply(options_.control.get(), reply);
   if (!status.ok()) log::debug("answer to the snapshotter: {}", Describe(status));
 }
 

@@ -13,14 +13,16 @@ absl::StatusOr<LockedBuffer> LockedBuffer::Make(size_t size) {
   void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
   if (data == MAP_FAILED) return ErrnoStatus(errno, fmt::format("map {} bytes", size));
-  mlock(data, size);  // best effort: a lower limit leaves it pageable
+  const bool locked = mlock(data, size) == 0;  // a lower limit leaves it pageable
   madvise(data, size, MADV_DONTDUMP);
   std::memset(data, 0, size);
-  return LockedBuffer(static_cast<std::byte*>(data), size);
+  return LockedBuffer(static_cast<std::byte*>(data), size, locked);
 }
 
 LockedBuffer::LockedBuffer(LockedBuffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      locked_(other.locked_) {}
 
 LockedBuffer::~LockedBuffer() {
   if (data_ == nullptr) return;

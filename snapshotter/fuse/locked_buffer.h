@@ -19,11 +19,14 @@ class LockedBuffer {
   ~LockedBuffer();
 
   MutableByteSpan bytes() const { return {data_, size_}; }
+  bool locked() const { return locked_; }
 
  private:
-  LockedBuffer(std::byte* data, size_t size) : data_(data), size_(size) {}
+  LockedBuffer(std::byte* data, size_t size, bool locked)
+      : data_(data), size_(size), locked_(locked) {}
   std::byte* data_;
   size_t size_;
+  bool locked_;
 };
 
 }  // namespace kapsule::fuse

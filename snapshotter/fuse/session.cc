@@ -5,7 +5,8 @@
 
 #include <cerrno>
 #include <new>
-#include <optional>
+
+#include "core/base/log.h"
 
 namespace kapsule::fuse {
 namespace {
@@ -69,34 +70,76 @@ size_t StoreEntry(MutableByteSpan out, uint64_t node, uint64_t offset, uint32_t 
   return length;
 }
 
-}  // namespace
-
-ByteSpan Reply::Finish(uint64_t unique, int error, size_t body_length) const {
-  if (error != 0) body_length = 0;
-  fuse_out_header header{};
-  header.len = static_cast<uint32_t>(sizeof(header) + body_length);
-  header.error = -error;
-  header.unique = unique;
-  const size_t begin = kPage - sizeof(header);
-  Store(buffer_.subspan(begin), header);
-  return buffer_.subspan(begin, header.len);
+// The header of a request that is answered: a reply to request 0 would be a
+// notification.
+std::optional<fuse_in_header> AnswerableHeader(ByteSpan request) {
+  const auto header = Load<fuse_in_header>(request);
+  if (!header || header->unique == 0 || !HasReply(header->opcode)) return std::nullopt;
+  return header;
 }
 
-ByteSpan Session::Handle(ByteSpan bytes, const Reply& reply) {
-  const auto header = Load<fuse_in_header>(bytes);
-  // A reply to request 0 would be a notification.
-  if (!header || header->unique == 0 || !HasReply(header->opcode)) return {};
-  if (header->len != bytes.size()) return reply.Finish(header->unique, EINVAL, 0);
+size_t StoreOpened(MutableByteSpan body, uint64_t handle) {
+  fuse_open_out out{};
+  out.fh = handle;
+  out.open_flags = FOPEN_KEEP_CACHE | FOPEN_NOFLUSH;
+  return Store(body, out);
+}
+
+constexpr size_t kMaxLoggedOpcodes = 64;
+
+}  // namespace
+
+Session::Outcome Session::Handle(ByteSpan bytes, const Reply& reply, const RequestSlot& slot) {
+  const auto header = AnswerableHeader(bytes);
+  if (!header) return {};
+  if (header->len != bytes.size()) return {reply.Finish(header->unique, EINVAL, 0), {}};
+  const ByteSpan body = bytes.subspan(sizeof(*header));
+  if (header->opcode == FUSE_READ) {
+    const auto in = Load<fuse_read_in>(body);
+    CheckedRead checked = in ? CheckRead(*header, *in) : CheckedRead{EINVAL, {}};
+    if (checked.read) return {{}, std::move(checked.read)};
+    return {reply.Finish(header->unique, checked.error, 0), {}};
+  }
   Result result;
   try {
-    result = Dispatch({*header, bytes.subspan(sizeof(*header))}, reply.body());
+    result = Dispatch({*header, body}, reply.body(), slot);
   } catch (const std::bad_alloc&) {
     result.error = ENOMEM;
   }
-  return reply.Finish(header->unique, result.error, result.length);
+  // Done again, it could have another result than the one that was sent.
+  const bool counts = header->opcode == FUSE_OPEN || header->opcode == FUSE_RELEASE;
+  if (counts && slot.state() != SharedSlot::kApplied) slot.SetAnswered(result.error);
+  return {reply.Finish(header->unique, result.error, result.length), {}};
 }
 
-Session::Result Session::Dispatch(const Request& request, MutableByteSpan body) {
+Session::CheckedRead Session::CheckRead(const fuse_in_header& header,
+                                        const fuse_read_in& in) const {
+  if (in.size > kMaxRead) return {EINVAL, {}};
+  ViewPtr view = views_.OfHandle(header.nodeid, in.fh);
+  if (view == nullptr) return {EBADF, {}};
+  if (in.size == 0 || in.offset >= view->size()) return {};
+  // Short at the end of the file only: the kernel takes any other short reply
+  // for a file that was truncated.
+  const size_t length = std::min<uint64_t>(in.size, view->size() - in.offset);
+  return {0, PendingRead{header, in, std::move(view), length}};
+}
+
+ByteSpan Session::AnswerApplied(ByteSpan request, const Reply& reply, const RequestSlot& slot) {
+  const auto header = AnswerableHeader(request);
+  if (!header) return {};
+  if (slot.error() != 0) return reply.Finish(header->unique, slot.error(), 0);
+  if (header->opcode == FUSE_RELEASE) return reply.Finish(header->unique, 0, 0);
+  if (header->opcode != FUSE_OPEN) return reply.Finish(header->unique, EIO, 0);
+  return reply.Finish(header->unique, 0, StoreOpened(reply.body(), slot.file_handle()));
+}
+
+ByteSpan Session::Refuse(ByteSpan request, const Reply& reply, int error) {
+  const auto header = AnswerableHeader(request);
+  return header ? reply.Finish(header->unique, error, 0) : ByteSpan();
+}
+
+Session::Result Session::Dispatch(const Request& request, MutableByteSpan body,
+                                  const RequestSlot& slot) {
   switch (request.header.opcode) {
     case FUSE_INIT:
       return Init(request, body);
@@ -105,11 +148,9 @@ Session::Result Session::Dispatch(const Request& request, MutableByteSpan body) 
     case FUSE_GETATTR:
       return GetAttr(request, body);
     case FUSE_OPEN:
-      return Open(request, body);
-    case FUSE_READ:
-      return Read(request, body);
+      return Open(request, body, slot);
     case FUSE_RELEASE:
-      return Release(request);
+      return Release(request, slot);
     case FUSE_OPENDIR:
       return OpenDir(request, body);
     case FUSE_READDIR:
@@ -120,8 +161,18 @@ Session::Result Session::Dispatch(const Request& request, MutableByteSpan body) 
     case FUSE_DESTROY:
       return {};
     default:
-      return {ENOSYS};
+      return Unknown(request.header.opcode);
   }
+}
+
+Session::Result Session::Unknown(uint32_t opcode) {
+  bool first;
+  {
+    absl::MutexLock lock(&mu_);
+    first = unknown_.size() < kMaxLoggedOpcodes && unknown_.insert(opcode).second;
+  }
+  if (first) log::info("FUSE requests of kind {} are not known here: ENOSYS", opcode);
+  return {ENOSYS};
 }
 
 Session::Result Session::Init(const Request& request, MutableByteSpan body) {
@@ -172,34 +223,21 @@ Session::Result Session::GetAttr(const Request& request, MutableByteSpan body) {
   return {0, Store(body, out)};
 }
 
-Session::Result Session::Open(const Request& request, MutableByteSpan body) {
+Session::Result Session::Open(const Request& request, MutableByteSpan body,
+                              const RequestSlot& slot) {
   const auto in = Load<fuse_open_in>(request.body);
   if (!in) return {EINVAL};
   if (request.header.nodeid == FUSE_ROOT_ID) return {EISDIR};
   if ((in->flags & O_ACCMODE) != O_RDONLY) return {EROFS};
-  if (!views_.OpenHandle(request.header.nodeid)) return {ENOENT};
-  fuse_open_out out{};
-  out.fh = request.header.nodeid;
-  out.open_flags = FOPEN_KEEP_CACHE | FOPEN_NOFLUSH;
-  return {0, Store(body, out)};
+  const std::optional<uint64_t> handle = views_.OpenHandle(request.header.nodeid, slot);
+  if (!handle) return {ENOENT};
+  return {0, StoreOpened(body, *handle)};
 }
 
-Session::Result Session::Read(const Request& request, MutableByteSpan body) {
-  const auto in = Load<fuse_read_in>(request.body);
-  if (!in || in->size > body.size()) return {EINVAL};
-  const ViewPtr view = views_.OfHandle(request.header.nodeid);
-  if (view == nullptr) return {EBADF};
-  if (in->offset >= view->size()) return {};
-  // Short at the end of the file only: the kernel takes any other short reply
-  // for a file that was truncated.
-  const size_t length = std::min<uint64_t>(in->size, view->size() - in->offset);
-  if (!view->Read(in->offset, body.first(length)).ok()) return {EIO};
-  return {0, length};
-}
-
-Session::Result Session::Release(const Request& request) {
-  if (!Load<fuse_release_in>(request.body)) return {EINVAL};
-  views_.ReleaseHandle(request.header.nodeid);
+Session::Result Session::Release(const Request& request, const RequestSlot& slot) {
+  const auto in = Load<fuse_release_in>(request.body);
+  if (!in) return {EINVAL};
+  views_.ReleaseHandle(request.header.nodeid, in->fh, slot);
   return {};
 }
 

@@ -6,6 +6,8 @@
 
 #include <cerrno>
 
+#include "snapshotter/fuse/read_engine.h"
+#include "snapshotter/fuse/read_scratch.h"
 #include "snapshotter/fuse/test_views.h"
 
 namespace kapsule::fuse {
@@ -23,39 +25,38 @@ struct Answer {
 class SessionTest : public ::testing::Test {
  protected:
   void SetUp() override {
+    table_.Restore({});
     const ViewTable::Opening opening(table_, made_->view->name());
     ASSERT_TRUE(table_.Publish(opening, made_->view).ok());
   }
 
   Answer AskRaw(std::string_view request) {
-    const ByteSpan reply = session_.Handle(AsBytes(request), reply_);
-    if (reply.empty()) return {};
-    const auto header = LoadLe<fuse_out_header>(reply.data());
-    EXPECT_EQ(header.len, reply.size());
+    Session::Outcome outcome = session_.Handle(AsBytes(request), reply_, slot_);
+    if (outcome.read) outcome.reply = DoRead(*outcome.read);
+    if (outcome.reply.empty()) return {};
+    const auto header = LoadLe<fuse_out_header>(outcome.reply.data());
+    EXPECT_EQ(header.len, outcome.reply.size());
     EXPECT_EQ(header.unique, 77u);
-    return {true, -header.error, std::string(AsText(reply.subspan(sizeof(header))))};
+    return {true, -header.error, std::string(AsText(outcome.reply.subspan(sizeof(header))))};
+  }
+  ByteSpan DoRead(const Session::PendingRead& read) {
+    const auto status =
+        engine_->ReadNow(*scratch_, *read.view, read.in.offset, reply_.body().first(read.length));
+    return reply_.Finish(read.header.unique, status.ok() ? 0 : EIO, read.length);
   }
   static std::string Request(uint32_t opcode, uint64_t node, std::string_view body) {
-    fuse_in_header header{};
-    header.len = static_cast<uint32_t>(sizeof(header) + body.size());
-    header.opcode = opcode;
-    header.unique = 77;
-    header.nodeid = node;
-    return std::string(reinterpret_cast<const char*>(&header), sizeof(header)) + std::string(body);
-  }
-  template <typename T>
-  static std::string BodyOf(const T& in) {
-    return std::string(reinterpret_cast<const char*>(&in), sizeof(in));
+    return testing::MakeRequest(opcode, node, body);
   }
   template <typename T>
   Answer Ask(uint32_t opcode, uint64_t node, const T& in) {
-    return AskRaw(Request(opcode, node, BodyOf(in)));
+    return AskRaw(Request(opcode, node, testing::BodyOf(in)));
   }
   Answer Lookup(const std::string& name) {
     return AskRaw(Request(FUSE_LOOKUP, FUSE_ROOT_ID, name + '\0'));
   }
   Answer Read(uint64_t offset, uint32_t size) {
     fuse_read_in in{};
+    in.fh = handle_;
     in.offset = offset;
     in.size = size;
     return Ask(FUSE_READ, node_, in);
@@ -63,12 +64,19 @@ class SessionTest : public ::testing::Test {
   int OpenWith(uint64_t node, uint32_t flags) {
     fuse_open_in in{};
     in.flags = flags;
-    return Ask(FUSE_OPEN, node, in).error;
+    const Answer answer = Ask(FUSE_OPEN, node, in);
+    if (answer.error == 0) handle_ = LoadLe<fuse_open_out>(answer.body.data()).fh;
+    return answer.error;
   }
 
   const std::unique_ptr<testing::TestView> made_ = MakeTestView(DigestStarting("cd"), 2 << 20);
   const uint64_t node_ = ViewTable::NodeOf(made_->view->name());
-  ViewTable table_;
+  const std::unique_ptr<RequestMemory> memory_ = testing::MakeMemory();
+  const RequestSlot slot_ = memory_->slot(0);
+  uint64_t handle_ = 0;  // of the last opening
+  const std::unique_ptr<ReadEngine> engine_ = ReadEngine::Make({}).value();
+  const std::unique_ptr<ReadScratch> scratch_ = engine_->MakeScratch();
+  ViewTable table_{*memory_};
   Session session_{table_};
   const LockedBuffer buffer_ = LockedBuffer::Make(Reply::kBufferSize).value();
   const Reply reply_{buffer_.bytes()};
@@ -120,15 +128,41 @@ TEST_F(SessionTest, OnlyReadingIsOpened) {
   EXPECT_EQ(Read(0, 4096).error, EBADF);  // nobody has opened it
   EXPECT_EQ(OpenWith(node_, O_RDONLY | O_DIRECT), 0);
   EXPECT_EQ(Read(0, 4096).error, 0);
-  EXPECT_EQ(Ask(FUSE_RELEASE, node_, fuse_release_in{}).error, 0);
+  fuse_release_in in{};
+  in.fh = handle_ + (uint64_t{1} << 32);
+  EXPECT_EQ(Ask(FUSE_RELEASE, node_, in).error, 0);
+  EXPECT_EQ(Read(0, 4096).error, 0) << "the handle of another generation";
+  in.fh = handle_;
+  EXPECT_EQ(Ask(FUSE_RELEASE, node_, in).error, 0);
   EXPECT_EQ(Read(0, 4096).error, EBADF);
+}
+
+TEST_F(SessionTest, WhatWasAnsweredIsAnsweredAgain) {
+  const std::string open = Request(FUSE_OPEN, node_, testing::BodyOf(fuse_open_in{}));
+  const auto again = [&] {
+    const ByteSpan bytes = Session::AnswerApplied(AsBytes(open), reply_, slot_);
+    const auto header = LoadLe<fuse_out_header>(bytes.data());
+    return Answer{true, -header.error, std::string(AsText(bytes.subspan(sizeof(header))))};
+  };
+  table_.Withdraw(made_->view->name());
+  ASSERT_EQ(AskRaw(open).error, ENOENT);
+  EXPECT_EQ(slot_.state(), SharedSlot::kApplied);
+  {
+    const ViewTable::Opening opening(table_, made_->view->name());
+    ASSERT_TRUE(table_.Publish(opening, made_->view).ok());
+  }
+  EXPECT_EQ(again().error, ENOENT) << "although it would succeed now";
+  slot_.Clear();
+  const Answer opened = AskRaw(open);
+  ASSERT_EQ(opened.error, 0);
+  EXPECT_EQ(again().error, 0);
+  EXPECT_TRUE(again().body == opened.body);
 }
 
 TEST_F(SessionTest, AReadIsNeverShortInsideTheFile) {
   ASSERT_EQ(OpenWith(node_, O_RDONLY), 0);
   const uint64_t size = made_->view->size();
-  std::string expected(size, '\0');
-  ASSERT_TRUE(made_->view->Read(0, std::as_writable_bytes(std::span(expected))).ok());
+  const std::string expected = testing::BytesOf(*made_);
   for (const uint32_t length : {1u, 4095u, 4096u, 65537u, uint32_t{kMaxRead}})
     for (const uint64_t offset : {uint64_t{0}, uint64_t{1}, uint64_t{65535}, size - kMaxRead}) {
       const Answer answer = Read(offset, length);
@@ -209,7 +243,7 @@ TEST_F(SessionTest, EveryTruncationIsDroppedOrEinval) {
   }
   std::string notification = Request(FUSE_READ, node_, std::string(40, '\0'));
   StoreLe<uint64_t>(notification.data() + offsetof(fuse_in_header, unique), 0);
-  EXPECT_TRUE(session_.Handle(AsBytes(notification), reply_).empty());
+  EXPECT_TRUE(session_.Handle(AsBytes(notification), reply_, slot_).reply.empty());
 }
 
 }  // namespace

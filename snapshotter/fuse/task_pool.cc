@@ -1,5 +1,7 @@
 #include "snapshotter/fuse/task_pool.h"
 
+#include <absl/time/clock.h>
+
 #include <system_error>
 #include <thread>
 
@@ -16,26 +18,38 @@ absl::Status TaskPool::Start(unsigned threads) {
 
 bool TaskPool::Add(std::function<void()> task) {
   absl::MutexLock lock(&mu_);
-  if (tasks_.size() >= limit_) return false;
-  tasks_.push_back(std::move(task));
+  if (counted_ >= limit_) return false;
+  ++counted_;
+  tasks_.emplace(absl::InfinitePast(), std::move(task));
+  changed_.Signal();
   return true;
 }
 
-void TaskPool::Run() {
+void TaskPool::AddAt(absl::Time time, std::function<void()> task) {
+  absl::MutexLock lock(&mu_);
+  tasks_.emplace(time, std::move(task));
+  changed_.Signal();
+}
+
+std::function<void()> TaskPool::Next() {
+  absl::MutexLock lock(&mu_);
   for (;;) {
-    std::function<void()> task;
-    {
-      absl::MutexLock lock(&mu_);
-      const auto waiting = [this] {
-        mu_.AssertReaderHeld();
-        return !tasks_.empty();
-      };
-      mu_.Await(absl::Condition(&waiting));
-      task = std::move(tasks_.front());
-      tasks_.pop_front();
+    const auto first = tasks_.begin();
+    if (first == tasks_.end()) {
+      changed_.Wait(&mu_);
+    } else if (first->first > absl::Now()) {
+      changed_.WaitWithDeadline(&mu_, first->first);
+    } else {
+      if (first->first == absl::InfinitePast()) --counted_;
+      std::function<void()> task = std::move(first->second);
+      tasks_.erase(first);
+      return task;
     }
-    task();
   }
+}
+
+void TaskPool::Run() {
+  for (;;) Next()();
 }
 
 }  // namespace kapsule::fuse

@@ -4,54 +4,42 @@
 #include <absl/base/thread_annotations.h>
 #include <absl/synchronization/mutex.h>
 
+#include <functional>
 #include <list>
 #include <map>
-#include <memory>
-#include <set>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "core/oci/digest.h"
-#include "core/view/view.h"
+#include "snapshotter/fuse/request_memory.h"
+#include "snapshotter/fuse/served_view.h"
 
 namespace kapsule::fuse {
-
-// One open layer as a file. Thread-safe.
-class ServedView {
- public:
-  ServedView(const oci::Digest& digest, std::unique_ptr<view::View> view)
-      : digest_(digest), name_(digest.hex()), view_(std::move(view)) {}
-
-  const oci::Digest& digest() const { return digest_; }
-  const std::string& name() const { return name_; }  // 64 hex digits
-  uint64_t size() const { return view_->size(); }
-  uint64_t metadata_bytes() const { return view_->metadata().bytes.size(); }
-  const blob::LayerReader& layer() const { return view_->layer(); }
-
-  // As View::Read(). Each failure is logged, once for every text: that names the
-  // chunk. After kMaxLogged of them the layer is only counted as bad.
-  absl::Status Read(uint64_t offset, MutableByteSpan out) const;
-  static constexpr size_t kMaxLogged = 64;
-
- private:
-  void LogFailure(uint64_t offset, const absl::Status& error) const;
-
-  const oci::Digest digest_;
-  const std::string name_;
-  const std::unique_ptr<view::View> view_;
-
-  mutable absl::Mutex mu_;
-  mutable std::set<std::string> logged_ ABSL_GUARDED_BY(mu_);
-};
-using ViewPtr = std::shared_ptr<const ServedView>;
 
 // Bytes of metadata that all views of the process may have together.
 inline constexpr uint64_t kMaxViewMetadata = 1 << 30;
 
-// Thread-safe; no method does I/O.
+// What is listed and how often it is open stands in the memory of requests, so
+// that a successor goes on with it. Thread-safe; no method does I/O.
 class ViewTable {
  public:
-  explicit ViewTable(uint64_t max_metadata = kMaxViewMetadata) : max_metadata_(max_metadata) {}
+  // `memory` outlives it and has been taken over before Restore().
+  explicit ViewTable(RequestMemory& memory, uint64_t max_metadata = kMaxViewMetadata)
+      : memory_(memory), max_metadata_(max_metadata) {}
+
+  // `forgotten` is called with the name of each view that is known no more, by
+  // the thread that saw to it, without a lock. Before any thread uses this.
+  void OnForgotten(std::function<void(const std::string&)> forgotten) {
+    forgotten_ = std::move(forgotten);
+  }
+
+  // Names of the views that a predecessor has left in the directory or open.
+  // Forgets those that are neither.
+  std::vector<std::string> Remembered() ABSL_LOCKS_EXCLUDED(mu_);
+  // Takes these up again, at most one for each name; views that are not
+  // remembered are left out. What is remembered and not among them is lost:
+  // logged and forgotten. Returns how many are known now.
+  size_t Restore(const std::vector<ViewPtr>& views) ABSL_LOCKS_EXCLUDED(mu_);
 
   // An opening on its way; Withdraw() of the same name cancels it.
   class Opening {
@@ -77,41 +65,54 @@ class ViewTable {
   // Puts a view into the directory, again where it is `Known()`.
   //   Cancelled          withdrawn meanwhile
   //   AlreadyExists      another view of this name is known
-  //   ResourceExhausted  the known views' metadata leaves no room for it
+  //   ResourceExhausted  the known views leave no room for it
   //   Internal           its node belongs to another name
-  absl::Status Publish(const Opening& opening, ViewPtr view);
+  absl::Status Publish(const Opening& opening, ViewPtr view) ABSL_LOCKS_EXCLUDED(mu_);
   // Takes it out of the directory. It lives until its last handle is released.
-  void Withdraw(std::string_view name);
+  void Withdraw(std::string_view name) ABSL_LOCKS_EXCLUDED(mu_);
 
   // In the directory, or withdrawn and still open somewhere; else null.
-  ViewPtr Known(std::string_view name) const;
-  ViewPtr Listed(std::string_view name) const;  // in the directory
-  ViewPtr OfNode(uint64_t node) const;          // known
-  ViewPtr OfHandle(uint64_t node) const;        // open at least once
+  ViewPtr Known(std::string_view name) const ABSL_LOCKS_EXCLUDED(mu_);
+  ViewPtr Listed(std::string_view name) const ABSL_LOCKS_EXCLUDED(mu_);  // in the directory
+  ViewPtr OfNode(uint64_t node) const ABSL_LOCKS_EXCLUDED(mu_);          // known
 
-  // A handle is the node, counted. False where the node is not in the directory.
-  bool OpenHandle(uint64_t node);
-  void ReleaseHandle(uint64_t node);
+  // Handles of a view are counted, by the request in `slot`, and have one number,
+  // by which they are told from those of an earlier view of the same node: that
+  // of a view which was lost. nullopt where the node is not in the directory.
+  std::optional<uint64_t> OpenHandle(uint64_t node, const RequestSlot& slot)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void ReleaseHandle(uint64_t node, uint64_t handle, const RequestSlot& slot)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  // Null where the handle is not open.
+  ViewPtr OfHandle(uint64_t node, uint64_t handle) const ABSL_LOCKS_EXCLUDED(mu_);
 
   // Names in the directory by node, beginning after node `after`; at most `limit`.
-  std::vector<ViewPtr> List(uint64_t after, size_t limit) const;
+  std::vector<ViewPtr> List(uint64_t after, size_t limit) const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   struct Entry {
     ViewPtr view;
-    uint64_t handles = 0;
-    bool listed = false;
+    uint32_t index = 0;            // of `shared` in the memory
+    SharedView* shared = nullptr;  // written under mu_ only
+    bool listed() const { return shared->listed.load() != 0; }
+    uint64_t handles() const { return shared->handles.load(); }
+    uint64_t handle() const { return FileHandleOf(*shared, index); }
   };
   using Entries = std::map<uint64_t, Entry>;
   const Entry* Find(std::string_view name) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Add(uint64_t node, ViewPtr view) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   ViewPtr Erase(Entries::iterator it) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool TakeUp(uint32_t index, ViewPtr view) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Forget(ViewPtr last) const ABSL_LOCKS_EXCLUDED(mu_);
 
+  RequestMemory& memory_;
   const uint64_t max_metadata_;
+  std::function<void(const std::string&)> forgotten_;
 
   mutable absl::Mutex mu_;
   Entries entries_ ABSL_GUARDED_BY(mu_);
-  uint64_t metadata_ ABSL_GUARDED_BY(mu_) = 0;  // bytes, of all entries
+  std::vector<uint32_t> free_ ABSL_GUARDED_BY(mu_);  // places in the memory
+  uint64_t metadata_ ABSL_GUARDED_BY(mu_) = 0;       // bytes, of all entries
   std::list<Opening*> openings_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -17,9 +17,20 @@ class ViewTableTest : public ::testing::Test {
     const ViewTable::Opening opening(table_, made.view->name());
     return table_.Publish(opening, made.view);
   }
+  void SetUp() override { table_.Restore({}); }
   static uint64_t NodeOf(const TestView& made) { return ViewTable::NodeOf(made.view->name()); }
 
-  ViewTable table_;
+  // That of the first view in the table.
+  uint64_t HandleOf() const {
+    for (uint32_t i = 0; i < kMaxViews; ++i)
+      if (const SharedView& view = memory_->views()[i]; view.used != 0)
+        return FileHandleOf(view, i);
+    return 0;
+  }
+
+  const std::unique_ptr<RequestMemory> memory_ = testing::MakeMemory();
+  const RequestSlot slot_ = memory_->slot(0);
+  ViewTable table_{*memory_};
   const std::unique_ptr<TestView> a_ = MakeTestView(DigestStarting("aa"), 100);
 };
 
@@ -39,7 +50,7 @@ TEST_F(ViewTableTest, APublishedViewIsFoundByNameAndNode) {
   ASSERT_TRUE(Publish(*a_).ok());
   EXPECT_EQ(table_.Listed(a_->view->name()), a_->view);
   EXPECT_EQ(table_.OfNode(NodeOf(*a_)), a_->view);
-  EXPECT_EQ(table_.OfHandle(NodeOf(*a_)), nullptr);  // nobody has it open
+  EXPECT_EQ(table_.OfHandle(NodeOf(*a_), HandleOf()), nullptr);  // nobody has it open
   EXPECT_EQ(table_.List(0, 10).size(), 1u);
   EXPECT_TRUE(table_.List(NodeOf(*a_), 10).empty());
   EXPECT_TRUE(Publish(*a_).ok());
@@ -48,19 +59,44 @@ TEST_F(ViewTableTest, APublishedViewIsFoundByNameAndNode) {
 TEST_F(ViewTableTest, AWithdrawnViewLivesUntilItsLastHandleIsReleased) {
   ASSERT_TRUE(Publish(*a_).ok());
   const uint64_t node = NodeOf(*a_);
-  ASSERT_TRUE(table_.OpenHandle(node));
-  ASSERT_TRUE(table_.OpenHandle(node));
+  const auto handle = table_.OpenHandle(node, slot_);
+  ASSERT_TRUE(handle.has_value());
+  ASSERT_EQ(table_.OpenHandle(node, slot_), handle);
   table_.Withdraw(a_->view->name());
   EXPECT_EQ(table_.Listed(a_->view->name()), nullptr);
   EXPECT_TRUE(table_.List(0, 10).empty());
-  EXPECT_FALSE(table_.OpenHandle(node));
-  EXPECT_EQ(table_.OfHandle(node), a_->view);
-  table_.ReleaseHandle(node);
+  EXPECT_FALSE(table_.OpenHandle(node, slot_).has_value());
+  EXPECT_EQ(table_.OfHandle(node, *handle), a_->view);
+  table_.ReleaseHandle(node, *handle, slot_);
   EXPECT_EQ(table_.Known(a_->view->name()), a_->view);
-  table_.ReleaseHandle(node);
+  table_.ReleaseHandle(node, *handle, slot_);
   EXPECT_EQ(table_.Known(a_->view->name()), nullptr);
-  EXPECT_EQ(a_->view.use_count(), 1);  // freed
-  table_.ReleaseHandle(node);          // once too often
+  EXPECT_EQ(a_->view.use_count(), 1);          // freed
+  table_.ReleaseHandle(node, *handle, slot_);  // once too often
+}
+
+TEST_F(ViewTableTest, AHandleOfALostViewIsNotOneOfTheNext) {
+  ASSERT_TRUE(Publish(*a_).ok());
+  const uint64_t node = NodeOf(*a_);
+  const auto lost = table_.OpenHandle(node, slot_);
+  ASSERT_TRUE(lost.has_value());
+  const auto memory = testing::Succeed(*memory_);
+  memory->TakeOver();
+  {  // a successor that has the view goes on with the handle
+    ViewTable table(*memory);
+    ASSERT_EQ(table.Restore({a_->view}), 1u);
+    EXPECT_EQ(table.OfHandle(node, *lost), a_->view);
+  }
+  ViewTable table(*memory);
+  ASSERT_EQ(table.Restore({}), 0u);
+  const ViewTable::Opening opening(table, a_->view->name());
+  ASSERT_TRUE(table.Publish(opening, a_->view).ok());
+  const auto handle = table.OpenHandle(node, memory->slot(0));
+  ASSERT_TRUE(handle.has_value());
+  EXPECT_NE(handle, lost);
+  table.ReleaseHandle(node, *lost, memory->slot(0));
+  EXPECT_EQ(table.OfHandle(node, *lost), nullptr);
+  EXPECT_EQ(table.OfHandle(node, *handle), a_->view);
 }
 
 TEST_F(ViewTableTest, AWithdrawalCancelsAnOpeningOnItsWay) {
@@ -74,10 +110,11 @@ TEST_F(ViewTableTest, AWithdrawalCancelsAnOpeningOnItsWay) {
 
 TEST_F(ViewTableTest, TheMetadataOfAllViewsTogetherIsBounded) {
   const auto b = MakeTestView(DigestStarting("bb"), 100), c = MakeTestView(DigestStarting("cc"), 1);
-  const uint64_t bytes = a_->view->metadata_bytes();
-  ASSERT_EQ(b->view->metadata_bytes(), bytes);
-  ASSERT_EQ(c->view->metadata_bytes(), bytes);
-  ViewTable table(2 * bytes);
+  const uint64_t bytes = a_->view->image().stored_size();
+  ASSERT_EQ(b->view->image().stored_size(), bytes);
+  ASSERT_EQ(c->view->image().stored_size(), bytes);
+  ViewTable table(*memory_, 2 * bytes);
+  table.Restore({});
   const auto publish = [&table](const TestView& made) {
     const ViewTable::Opening opening(table, made.view->name());
     return table.Publish(opening, made.view);
@@ -91,10 +128,11 @@ TEST_F(ViewTableTest, TheMetadataOfAllViewsTogetherIsBounded) {
   EXPECT_EQ(table.Known(c->view->name()), nullptr);
 
   // What somebody has open still counts.
-  ASSERT_TRUE(table.OpenHandle(NodeOf(*b)));
+  const auto handle = table.OpenHandle(NodeOf(*b), slot_);
+  ASSERT_TRUE(handle.has_value());
   table.Withdraw(b->view->name());
   EXPECT_EQ(publish(*c).code(), absl::StatusCode::kResourceExhausted);
-  table.ReleaseHandle(NodeOf(*b));
+  table.ReleaseHandle(NodeOf(*b), *handle, slot_);
   EXPECT_TRUE(publish(*c).ok());
   table.Withdraw(a_->view->name());
   EXPECT_TRUE(publish(*b).ok());

@@ -9,7 +9,9 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
 import tempfile
+import threading
 import time
 import unittest
 
@@ -61,6 +63,47 @@ class FlowTest(unittest.TestCase):
             node.ctr("tasks", "kill", "-s", "KILL", name)
             node.ctr("tasks", "delete", "-f", name, check=False)
             node.ctr("containers", "delete", name)
+
+    @contextlib.contextmanager
+    def reading(self):
+        """A container that reads the whole model again and again, and only ever right."""
+        with self.sleeping(image) as name:
+            script = f"while [ ! -e /tmp/stop ]; do sha256sum {MODEL} || echo failed; done"
+            reader = subprocess.Popen(
+                ["ctr", "--address", node.socket, "tasks", "exec", "--exec-id", "reader", name,
+                 "/bin/sh", "-c", script], text=True, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT)
+            done = threading.Event()
+
+            def forget():
+                while not done.wait(0.02):
+                    node.forget_pages(MODEL)
+
+            forgetter = threading.Thread(target=forget)
+            forgetter.start()
+            try:
+                yield
+                time.sleep(1)
+            finally:
+                done.set()
+                forgetter.join()
+                node.ctr("tasks", "exec", "--exec-id", "stop", name, "/bin/sh", "-c", ": > /tmp/stop")
+                lines = reader.communicate(timeout=60)[0].splitlines()
+        self.assertGreater(len(lines), 1)
+        self.assertEqual(set(lines), {f"{digest}  {MODEL}"})
+
+    def wait_for_other_fuse(self, before):
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            pids = node.fuse_pids()
+            if len(pids) == 1 and pids != before:
+                return pids
+            time.sleep(0.02)
+        self.fail(f"no successor of {before}:\n{node.log('snapshotter')[-3000:]}")
+
+    def status(self):
+        return json.loads(run(BIN / "kapsule-ctl", "status", "--json", "--address",
+                              node.folder / "snapshotter.sock").stdout)
 
     def names_of_model(self):
         found = self.in_container("/bin/find", "/models", "/ollama", "/hf", "-type", "f",
@@ -143,34 +186,71 @@ class FlowTest(unittest.TestCase):
                            "/models/second/model.gguf").stdout
         self.assertEqual(out.split()[0], digest)
 
-    def test_a_killed_data_plane_comes_back(self):
-        before = node.fuse_pids()
-        self.assertEqual(len(before), 1)
-        os.kill(before[0], signal.SIGKILL)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            done = self.in_container("/bin/sha256sum", MODEL, check=False)
-            if done.returncode == 0:
-                break
-        self.assertEqual(done.stdout.split()[:1], [digest], done.stderr + node.log("snapshotter")[-3000:])
-        self.assertNotEqual(node.fuse_pids(), before)
+    def test_a_container_reads_on_while_the_data_plane_is_killed(self):
+        with self.reading():
+            pids = node.fuse_pids()
+            self.assertEqual(len(pids), 1)
+            for _ in range(5):
+                os.kill(pids[0], signal.SIGKILL)
+                pids = self.wait_for_other_fuse(pids)
+                time.sleep(0.3)
+
+    def test_a_container_reads_on_while_the_snapshotter_is_killed(self):
+        with self.reading():
+            before, mounts = node.fuse_pids(), mounts_below(node.kapsule_root)
+            node.stop_daemon("snapshotter", signal.SIGKILL)
+            time.sleep(0.5)
+            node.start_snapshotter()
+            self.assertEqual(node.fuse_pids(), before, node.log("snapshotter")[-3000:])
+            self.assertEqual(mounts_below(node.kapsule_root), mounts)
+            self.assertEqual(self.in_container("/bin/sha256sum", MODEL).stdout.split()[0], digest)
+
+    def test_a_container_reads_on_while_all_but_the_holder_are_killed(self):
+        with self.reading():
+            before = node.fuse_pids()
+            for _ in range(2):
+                node.stop_daemon("snapshotter", signal.SIGKILL)
+                os.kill(node.fuse_pids()[0], signal.SIGKILL)
+                node.start_snapshotter()
+                before = self.wait_for_other_fuse(before)
+            self.assertEqual(self.in_container("/bin/sha256sum", MODEL).stdout.split()[0], digest)
+
+    def test_a_container_reads_on_while_the_snapshotter_is_restarted(self):
+        with self.reading():
+            before = node.fuse_pids()
+            self.assertEqual(node.stop_daemon("snapshotter"), 0)
+            self.assertEqual(node.fuse_pids(), before, node.log("snapshotter")[-3000:])
+            time.sleep(0.5)
+            node.start_snapshotter()
+            self.assertEqual(node.fuse_pids(), before, node.log("snapshotter")[-3000:])
+            self.assertEqual(self.in_container("/bin/sha256sum", MODEL).stdout.split()[0], digest)
 
     def test_restarted_daemons_serve_what_was_pulled(self):
         node.stop_daemon("containerd")
-        self.assertEqual(node.stop_daemon("snapshotter"), 0)
+        self.assertEqual(node.stop_daemon("snapshotter", signal.SIGINT), 0)
         self.assertEqual(mounts_below(node.kapsule_root), [])
+        self.assertEqual(node.fuse_pids() + node.holder_pids(), [])
         node.start_snapshotter()
         node.start_containerd()
         self.assertEqual(self.in_container("/bin/sha256sum", MODEL).stdout.split()[0], digest)
 
-    def test_a_killed_snapshotter_recovers(self):
-        node.stop_daemon("snapshotter", signal.SIGKILL)
-        deadline = time.monotonic() + 10
-        while node.fuse_pids() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        self.assertEqual(node.fuse_pids(), [], "kapsule-fuse outlives its snapshotter")
-        node.start_snapshotter()
-        self.assertEqual(self.in_container("/bin/sha256sum", MODEL).stdout.split()[0], digest)
+    def test_without_holder_containers_read_on_until_the_data_plane_dies(self):
+        with self.reading():
+            before = node.fuse_pids()
+            os.kill(node.holder_pids()[0], signal.SIGKILL)
+            deadline = time.monotonic() + 5
+            while "failover is off" not in node.log("snapshotter"):
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.05)
+            self.assertEqual(node.fuse_pids(), before, node.log("snapshotter")[-3000:])
+            self.assertFalse(self.status()["failover"])
+        os.kill(before[0], signal.SIGKILL)
+        self.wait_for_other_fuse(before)
+        deadline = time.monotonic() + 20
+        while self.in_container("/bin/sha256sum", MODEL, check=False).returncode != 0:
+            self.assertLess(time.monotonic(), deadline, node.log("snapshotter")[-3000:])
+        self.assertEqual(len(node.holder_pids()), 1)
+        self.assertTrue(self.status()["failover"])
 
     def test_an_ordinary_image_runs_as_with_overlayfs(self):
         plain = f"{node.registry}/library/plain:1"

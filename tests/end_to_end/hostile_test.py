@@ -108,7 +108,8 @@ class HostileTest(unittest.TestCase):
             file.write(bytes([byte[0] ^ 1]))
 
     def restart_snapshotter(self):
-        node.stop_daemon("snapshotter")
+        """With a new data plane: it opens every layer again."""
+        node.stop_daemon("snapshotter", signal.SIGINT)
         node.start_snapshotter()
 
     def test_an_image_for_another_key_does_not_start(self):

@@ -1,0 +1,119 @@
+#include "snapshotter/daemon_process.h"
+
+#include <absl/time/clock.h>
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+namespace kapsule::snapshotter {
+namespace {
+
+std::unique_ptr<DaemonProcess> Sleeper() {
+  return DaemonProcess::Start("/bin/sleep", {"1000"}, {}).value();
+}
+
+UniqueFd PidfdOf(pid_t pid) { return UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0))); }
+
+bool IsThere(pid_t pid) { return std::filesystem::exists("/proc/" + std::to_string(pid)); }
+
+TEST(DaemonProcessTest, TheChildGetsTheDescriptorsInOrderAndNoOther) {
+  int ends[2];
+  ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+  const UniqueFd out(ends[0]);
+  UniqueFd in(ends[1]);
+  const UniqueFd inherited(open("/dev/null", O_RDONLY));  // not close-on-exec
+  const UniqueFd zero(open("/dev/zero", O_RDONLY | O_CLOEXEC));
+  // Also where each one lies in the other's place.
+  ASSERT_EQ(dup3(zero.get(), 204, O_CLOEXEC), 204);
+  const UniqueFd high(204);
+  auto process = DaemonProcess::Start(
+      "/bin/sh", {"-c", "readlink /proc/$$/fd/4 >&3; ls /proc/$$/fd | tr '\\n' ' ' >&3"},
+      {in.get(), high.get()});
+  ASSERT_TRUE(process.ok()) << process.status();
+  ASSERT_TRUE((*process)->WaitForEnd(10'000));
+  in.reset();
+  char text[200] = {};
+  std::string said;
+  while (read(out.get(), text, sizeof(text) - 1) > 0) {
+    said += text;
+    memset(text, 0, sizeof(text));
+  }
+  EXPECT_EQ(said.substr(0, said.find('\n')), "/dev/zero");
+  EXPECT_EQ(said.substr(said.find('\n') + 1).substr(0, 10), "0 1 2 3 4 ");
+  EXPECT_EQ((*process)->End(), "exit status 0");
+}
+
+TEST(DaemonProcessTest, AMissingProgramIsNotFound) {
+  EXPECT_EQ(DaemonProcess::Start("/no/such/program", {}, {}).status().code(),
+            absl::StatusCode::kNotFound);
+}
+
+TEST(DaemonProcessTest, ItIsKilledAndReapedAtTheEnd) {
+  std::unique_ptr<DaemonProcess> process = Sleeper();
+  const pid_t pid = process->pid();
+  EXPECT_FALSE(process->WaitForEnd(0));
+  EXPECT_EQ(getsid(pid), pid);  // a session of its own
+  EXPECT_EQ(process->End(), "signal 9");
+  EXPECT_FALSE(IsThere(pid));
+}
+
+TEST(DaemonProcessTest, WhatIsLeftRunsOnAndIsAdoptedByItsPidfd) {
+  std::unique_ptr<DaemonProcess> first = Sleeper();
+  const pid_t pid = first->pid();
+  UniqueFd pidfd = PidfdOf(pid);
+  first->Leave();
+  first.reset();
+  ASSERT_TRUE(IsThere(pid));
+  auto second = DaemonProcess::Adopt(std::move(pidfd));
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ((*second)->pid(), pid);
+  EXPECT_FALSE((*second)->WaitForEnd(0));
+  second->reset();
+  EXPECT_FALSE(IsThere(pid));
+}
+
+TEST(DaemonProcessTest, AnEndedProcessIsAdoptedAsSuchAndNobodyElseIsKilled) {
+  std::unique_ptr<DaemonProcess> process = Sleeper();
+  UniqueFd pidfd = PidfdOf(process->pid());
+  process.reset();
+  auto adopted = DaemonProcess::Adopt(std::move(pidfd));
+  ASSERT_TRUE(adopted.ok()) << adopted.status();
+  EXPECT_EQ((*adopted)->pid(), -1);
+  EXPECT_TRUE((*adopted)->WaitForEnd(0));
+  EXPECT_EQ((*adopted)->End(), "ended");
+}
+
+TEST(DaemonProcessTest, OnlyAPidfdIsAdopted) {
+  for (const char* path : {"/dev/null", "/proc/self/status"})
+    EXPECT_EQ(DaemonProcess::Adopt(UniqueFd(open(path, O_RDONLY | O_CLOEXEC))).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  EXPECT_FALSE(DaemonProcess::Adopt(UniqueFd()).ok());
+}
+
+TEST(DaemonProcessTest, TellsAProgramAndItsArgumentsFromOthers) {
+  char name[] = "/tmp/kapsule-daemon-process-XXXXXX";
+  ASSERT_NE(mkdtemp(name), nullptr);
+  const std::filesystem::path folder = name, program = folder / "sleep";
+  std::filesystem::copy_file("/bin/sleep", program);
+  std::unique_ptr<DaemonProcess> process = DaemonProcess::Start(program, {"1000"}, {}).value();
+  for (int i = 0; i < 500 && !process->Runs(program, {"1000"}); ++i)  // it may not have begun
+    absl::SleepFor(absl::Milliseconds(10));
+  EXPECT_TRUE(process->Runs(program, {"1000"}));
+  EXPECT_FALSE(process->Runs(program, {"1001"}));
+  EXPECT_FALSE(process->Runs(program, {"1000", ""}));
+  std::filesystem::copy_file("/bin/sleep", folder / "new");
+  std::filesystem::rename(folder / "new", program);
+  EXPECT_FALSE(process->Runs(program, {"1000"}));
+  std::filesystem::remove(program);
+  EXPECT_FALSE(process->Runs(program, {"1000"}));
+  process.reset();
+  EXPECT_TRUE(RemoveTree(folder).ok());
+}
+
+}  // namespace
+}  // namespace kapsule::snapshotter
