@@ -32,6 +32,9 @@ func TestSnapshotter(t *testing.T) {
 func start(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 	folder := filepath.Join(filepath.Dir(root), "run")
 	address := filepath.Join(folder, "s.sock")
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return nil, nil, err
+	}
 	bin := os.Getenv("KAPSULE_BIN")
 	var log bytes.Buffer
 	server := exec.Command(filepath.Join(bin, "kapsule-snapshotter"), "--root", root,
