@@ -1,68 +1,15 @@
 #include "snapshotter/fuse/confine.h"
 
-#include <grp.h>
-#include <linux/capability.h>
 #include <sched.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
 
+#include "core/daemon/rights.h"
 #include "snapshotter/fuse/private_root.h"
 #include "snapshotter/fuse/seccomp.h"
 
 namespace kapsule::fuse {
-namespace {
-
-absl::Status Check(int result, const char* what) {
-  return result == 0 ? absl::OkStatus() : ErrnoStatus(errno, what);
-}
-
-absl::Status ForbidDumps() {
-  const rlimit none{0, 0};
-  RETURN_IF_ERROR(Check(setrlimit(RLIMIT_CORE, &none), "forbid core dumps"));
-  return Check(prctl(PR_SET_DUMPABLE, 0), "PR_SET_DUMPABLE");
-}
-
-// Needs CAP_SETPCAP, so it comes before the change of user.
-absl::Status EmptyBoundingSet() {
-  for (int capability = 0; capability < 64; ++capability) {
-    if (prctl(PR_CAPBSET_READ, capability) < 0) break;  // EINVAL: beyond the last one
-    RETURN_IF_ERROR(Check(prctl(PR_CAPBSET_DROP, capability), "PR_CAPBSET_DROP"));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status BecomeUser(uid_t uid, gid_t gid) {
-  RETURN_IF_ERROR(Check(setgroups(0, nullptr), "setgroups"));
-  RETURN_IF_ERROR(Check(setresgid(gid, gid, gid), "setresgid"));
-  return Check(setresuid(uid, uid, uid), "setresuid");
-}
-
-absl::Status DropCapabilities() {
-  RETURN_IF_ERROR(
-      Check(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "PR_CAP_AMBIENT"));
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  __user_cap_data_struct none[2] = {};
-  RETURN_IF_ERROR(Check(static_cast<int>(syscall(SYS_capset, &header, none)), "capset"));
-  return Check(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS");
-}
-
-absl::Status CheckNoWayBack() {
-  if (setresuid(0, 0, 0) == 0 || setuid(0) == 0 || seteuid(0) == 0 || setresgid(0, 0, 0) == 0)
-    return FailedPrecondition("the process can become root again");
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  __user_cap_data_struct left[2] = {};
-  RETURN_IF_ERROR(Check(static_cast<int>(syscall(SYS_capget, &header, left)), "capget"));
-  for (const __user_cap_data_struct& set : left)
-    if ((set.effective | set.permitted | set.inheritable) != 0)
-      return FailedPrecondition("the process still has capabilities");
-  return absl::OkStatus();
-}
-
-}  // namespace
 
 absl::Status Confine(const ConfineOptions& options) {
   if (options.uid == 0 || options.gid == 0)
@@ -70,14 +17,9 @@ absl::Status Confine(const ConfineOptions& options) {
                            options.gid);
   if (geteuid() != 0) return PermissionDenied("start kapsule-fuse as root: it drops that itself");
   RETURN_IF_ERROR(ReadFilesOfLibraries());
-  RETURN_IF_ERROR(Check(unshare(CLONE_NEWNET), "leave the network namespace"));
+  if (unshare(CLONE_NEWNET) != 0) return ErrnoStatus(errno, "leave the network namespace");
   RETURN_IF_ERROR(EnterPrivateRoot(options.keyprovider_socket.parent_path()));
-  RETURN_IF_ERROR(EmptyBoundingSet());
-  RETURN_IF_ERROR(BecomeUser(options.uid, options.gid));
-  RETURN_IF_ERROR(DropCapabilities());
-  // After the change of user, which sets the dumpable flag from a sysctl.
-  RETURN_IF_ERROR(ForbidDumps());
-  return CheckNoWayBack();
+  return daemon::GiveUpRights(options.uid, options.gid);
 }
 
 }  // namespace kapsule::fuse
