@@ -1,8 +1,11 @@
 #include "core/crypt/layer_cipher.h"
 
 #include <algorithm>
+#include <limits>
+#include <optional>
 
 #include "core/crypt/evp.h"
+#include "core/crypt/wide_aes.h"
 
 namespace kapsule::crypt {
 namespace {
@@ -23,6 +26,7 @@ absl::StatusOr<LayerKey> LayerKey::Generate() {
 
 struct LayerCipher::State {
   CipherContext context;
+  std::optional<WideCtr> wide;  // where the processor has it
   // The nonce as a 128-bit number; with the key it is on the context already,
   // alone it is no secret worth a page.
   uint64_t nonce_high, nonce_low;
@@ -43,6 +47,7 @@ absl::StatusOr<LayerCipher> LayerCipher::Create(const LayerKey& key) {
       EVP_EncryptInit_ex2(state->context.get(), Aes256Ctr(), U8(key.key.bytes()),
                           U8(key.nonce.bytes()), nullptr) != 1)
     return OpensslError("set up AES-256-CTR");
+  if (HasWideAes()) state->wide.emplace(key.key.bytes());
   state->nonce_high = LoadBe64(key.nonce.bytes().data());
   state->nonce_low = LoadBe64(key.nonce.bytes().data() + 8);
   return LayerCipher(std::move(state));
@@ -53,8 +58,15 @@ absl::Status LayerCipher::Apply(uint64_t offset, ByteSpan in, MutableByteSpan ou
     return InvalidArgument("{} bytes of input and {} of output", in.size(), out.size());
   EVP_CIPHER_CTX* const context = state_->context.get();
   const uint64_t low = state_->nonce_low + offset / kBlockBytes;
+  const uint64_t high = state_->nonce_high + (low < state_->nonce_low);
+  // Unless the lower half of the counter overflows on the way.
+  if (state_->wide && offset % kBlockBytes == 0 &&
+      in.size() / kBlockBytes < std::numeric_limits<uint64_t>::max() - low) {
+    state_->wide->Apply(high, low, in, out);
+    return absl::OkStatus();
+  }
   std::array<std::byte, kBlockBytes> counter;
-  StoreBe64(counter.data(), state_->nonce_high + (low < state_->nonce_low));
+  StoreBe64(counter.data(), high);
   StoreBe64(counter.data() + 8, low);
   if (EVP_EncryptInit_ex2(context, nullptr, nullptr, U8(counter), nullptr) != 1)
     return OpensslError("set the counter of AES-256-CTR");
