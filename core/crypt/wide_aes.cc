@@ -24,7 +24,7 @@ namespace {
 constexpr size_t kBlock = 16, kWide = 64;
 constexpr size_t kRounds = 14;
 constexpr size_t kLanes = 8;    // vectors of counters under way at once
-constexpr size_t kPowers = 16;  // blocks that are hashed for one reduction
+constexpr size_t kPowers = 32;  // blocks that are hashed for one reduction
 
 struct RoundKeys {
   __m128i key[kRounds + 1];
@@ -199,7 +199,7 @@ KAPSULE_WIDE_INLINE __m128i SumOfLanes(__m512i v) {
 KAPSULE_WIDE_INLINE __m128i HashMany(const GmacKeys& keys, __m128i hash, const std::byte* bytes) {
   const __m512i reversing = _mm512_broadcast_i32x4(Reversing());
   __m512i high = _mm512_setzero_si512(), middle = high, low = high;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (size_t i = 0; i < kPowers / 4; ++i) {
     __m512i blocks = _mm512_shuffle_epi8(_mm512_loadu_si512(bytes + i * kWide), reversing);
     if (i == 0) blocks = _mm512_xor_si512(blocks, _mm512_zextsi128_si512(hash));
