@@ -3,6 +3,7 @@
 #include <openssl/params.h>
 
 #include <climits>
+#include <new>
 #include <optional>
 
 #include "core/crypt/evp.h"
@@ -70,7 +71,11 @@ absl::StatusOr<ChunkMac> ChunkMac::Create(const LayerKey& key, ByteSpan salt, ui
   ASSIGN_OR_RETURN(const Secret mac_key, HkdfSha256(key.key.bytes(), salt, info, kKeyBytes));
   auto state = std::make_unique<State>();
   if (HasWideAes()) {
-    state->wide.emplace(mac_key.bytes());
+    try {
+      state->wide.emplace(mac_key.bytes());
+    } catch (const std::bad_alloc&) {
+      return ResourceExhausted("no memory for the keys of AES-256-GMAC");
+    }
     return ChunkMac(std::move(state));
   }
   state->context.reset(EVP_CIPHER_CTX_new());

@@ -1,6 +1,10 @@
+// The rounds of a key are only in OpenSSL's low-level interface.
+#define OPENSSL_SUPPRESS_DEPRECATED
+
 #include "core/crypt/key_scan.h"
 
 #include <fcntl.h>
+#include <openssl/aes.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -69,12 +73,19 @@ void KeyScan::AddHalves(const std::string& name, ByteSpan bytes) {
   Add(name, bytes.subspan(bytes.size() / 2));
 }
 
+// Of both programs that use it: OpenSSL's order of bytes and ours.
 void KeyScan::AddAesKey(const std::string& name, ByteSpan key) {
   AddHalves(name, key);
-  Bytes words(key.begin(), key.end());  // big-endian words in memory of a little-endian CPU
-  for (size_t i = 0; i + 4 <= words.size(); i += 4)
-    StoreLe(words.data() + i, __builtin_bswap32(LoadLe<uint32_t>(words.data() + i)));
-  AddHalves(name + " schedule", words);
+  AES_KEY schedule;
+  if (AES_set_encrypt_key(U8(key), static_cast<int>(key.size() * 8), &schedule) != 0) std::abort();
+  for (int round = 0; round <= schedule.rounds; ++round) {
+    std::array<std::byte, 16> words, bytes;
+    std::memcpy(words.data(), &schedule.rd_key[4 * round], words.size());
+    for (size_t i = 0; i < words.size(); i += 4)
+      StoreLe(bytes.data() + i, __builtin_bswap32(LoadLe<uint32_t>(words.data() + i)));
+    Add(name + " schedule", words);
+    if (round >= 2) Add(name + " schedule", bytes);
+  }
 }
 
 void KeyScan::AddLayer(const LayerKey& key, ByteSpan salt, uint32_t chunk_size,
@@ -98,6 +109,14 @@ void KeyScan::AddLayer(const LayerKey& key, ByteSpan salt, uint32_t chunk_size,
   std::array<std::byte, 16> words;  // as CPUs multiply
   StoreBe64(words.data(), LoadLe<uint64_t>(ghash.data()));
   StoreBe64(words.data() + 8, LoadLe<uint64_t>(ghash.data() + 8));
+  Add("GHASH key", words);
+  // x times it, reversed: wide_aes.cc.
+  uint64_t high = LoadBe64(ghash.data()), low = LoadBe64(ghash.data() + 8);
+  const uint64_t top = high >> 63;
+  high = (high << 1 | low >> 63) ^ (top != 0 ? 0xc200000000000000 : 0);
+  low = (low << 1) ^ top;
+  StoreLe(words.data(), low);
+  StoreLe(words.data() + 8, high);
   Add("GHASH key", words);
 }
 

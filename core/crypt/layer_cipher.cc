@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <new>
 #include <optional>
 
 #include "core/crypt/evp.h"
@@ -30,6 +31,12 @@ struct LayerCipher::State {
   // The nonce as a 128-bit number; with the key it is on the context already,
   // alone it is no secret worth a page.
   uint64_t nonce_high, nonce_low;
+
+  // Upper and lower half of the counter of the block that byte `offset` is in.
+  std::pair<uint64_t, uint64_t> CounterAt(uint64_t offset) const {
+    const uint64_t low = nonce_low + offset / kBlockBytes;
+    return {nonce_high + (low < nonce_low), low};
+  }
 };
 
 LayerCipher::LayerCipher(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -47,7 +54,11 @@ absl::StatusOr<LayerCipher> LayerCipher::Create(const LayerKey& key) {
       EVP_EncryptInit_ex2(state->context.get(), Aes256Ctr(), U8(key.key.bytes()),
                           U8(key.nonce.bytes()), nullptr) != 1)
     return OpensslError("set up AES-256-CTR");
-  if (HasWideAes()) state->wide.emplace(key.key.bytes());
+  try {
+    if (HasWideAes()) state->wide.emplace(key.key.bytes());
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("no memory for the keys of AES-256-CTR");
+  }
   state->nonce_high = LoadBe64(key.nonce.bytes().data());
   state->nonce_low = LoadBe64(key.nonce.bytes().data() + 8);
   return LayerCipher(std::move(state));
@@ -56,15 +67,25 @@ absl::StatusOr<LayerCipher> LayerCipher::Create(const LayerKey& key) {
 absl::Status LayerCipher::Apply(uint64_t offset, ByteSpan in, MutableByteSpan out) {
   if (in.size() != out.size())
     return InvalidArgument("{} bytes of input and {} of output", in.size(), out.size());
-  EVP_CIPHER_CTX* const context = state_->context.get();
-  const uint64_t low = state_->nonce_low + offset / kBlockBytes;
-  const uint64_t high = state_->nonce_high + (low < state_->nonce_low);
-  // Unless the lower half of the counter overflows on the way.
-  if (state_->wide && offset % kBlockBytes == 0 &&
-      in.size() / kBlockBytes < std::numeric_limits<uint64_t>::max() - low) {
-    state_->wide->Apply(high, low, in, out);
-    return absl::OkStatus();
+  if (!state_->wide) return ApplyByOpenssl(offset, in, out);
+  const size_t head = std::min<size_t>(AlignUp(offset, kBlockBytes) - offset, in.size());
+  if (head != 0) {
+    RETURN_IF_ERROR(ApplyByOpenssl(offset, in.first(head), out.first(head)));
+    offset += head;
+    in = in.subspan(head);
+    out = out.subspan(head);
   }
+  const auto [high, low] = state_->CounterAt(offset);
+  // The lower half must not overflow on the way.
+  if (in.size() / kBlockBytes >= std::numeric_limits<uint64_t>::max() - low)
+    return ApplyByOpenssl(offset, in, out);
+  state_->wide->Apply(high, low, in, out);
+  return absl::OkStatus();
+}
+
+absl::Status LayerCipher::ApplyByOpenssl(uint64_t offset, ByteSpan in, MutableByteSpan out) {
+  EVP_CIPHER_CTX* const context = state_->context.get();
+  const auto [high, low] = state_->CounterAt(offset);
   std::array<std::byte, kBlockBytes> counter;
   StoreBe64(counter.data(), high);
   StoreBe64(counter.data() + 8, low);

@@ -18,11 +18,11 @@ struct LayerKey {
   LayerKey Clone() const { return {key.Clone(), nonce.Clone()}; }
 };
 
-// AES-256-CTR with the counter of a byte offset. Not thread-safe: one each
-// thread; Clone() is cheap next to Create().
+// AES-256-CTR with the counter of a byte offset. Not thread-safe: one each thread.
 class LayerCipher {
  public:
-  // InvalidArgument: key or nonce of another length.
+  // InvalidArgument: key or nonce of another length; ResourceExhausted: no memory
+  // for secrets.
   static absl::StatusOr<LayerCipher> Create(const LayerKey& key);
   LayerCipher(LayerCipher&&) noexcept;
   LayerCipher& operator=(LayerCipher&&) noexcept;
@@ -35,6 +35,7 @@ class LayerCipher {
  private:
   struct State;
   explicit LayerCipher(std::unique_ptr<State> state);
+  absl::Status ApplyByOpenssl(uint64_t offset, ByteSpan in, MutableByteSpan out);
   std::unique_ptr<State> state_;
 };
 

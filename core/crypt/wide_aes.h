@@ -15,8 +15,9 @@ namespace kapsule::crypt {
 // Whether the two classes may be used: asks the processor and the kernel, once.
 bool HasWideAes();
 
-// Both hold their key in a Secret, and leave nothing of it on the stack or in vector
-// registers. `key` has 32 bytes. Thread-safe once made.
+// Both are for where HasWideAes() is true. They hold their key in a Secret, so not
+// beyond a fork(2), and in a release build leave nothing of it on the stack or in
+// vector registers. `key` has 32 bytes; std::bad_alloc as of Secret. Thread-safe.
 class WideCtr {
  public:
   explicit WideCtr(ByteSpan key);

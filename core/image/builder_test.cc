@@ -243,15 +243,17 @@ TEST_F(BuilderTest, AFullTargetPublishesNothing) {
   EXPECT_TRUE(Run(store).ok());
 }
 
+// How often is asked depends on how far the stages are apart.
 TEST_F(BuilderTest, CancellingAtAnyPieceEndsIt) {
-  int pieces = 0;
-  MemoryStore whole;
-  ASSERT_TRUE(Run(whole, {.cancelled = [&] { return ++pieces, false; }}).ok());
-  ASSERT_GT(pieces, 6);
-  for (int last = 1; last <= pieces; ++last) {
+  for (int last = 1;; ++last) {
     MemoryStore store;
     int seen = 0;
     const auto image = Run(store, {.cancelled = [&] { return ++seen >= last; }});
+    if (image.ok()) {
+      EXPECT_LT(seen, last);
+      EXPECT_GT(last, 6);
+      break;
+    }
     EXPECT_EQ(image.status().code(), absl::StatusCode::kCancelled);
     EXPECT_EQ(seen, last);
     EXPECT_EQ(store.manifest, "");

@@ -38,7 +38,8 @@ class Traffic {
         chunk_(kChunk) {}
   void Run() {
     for (uint64_t i = 0; i < 16; ++i) {
-      if (!mac_.Tag(i, chunk_).ok() || !cipher_.Apply(i * kChunk + 5, chunk_, chunk_).ok())
+      if (!mac_.Tag(i, chunk_).ok() || !cipher_.Apply(i * kChunk, chunk_, chunk_).ok() ||
+          !cipher_.Apply(i * kChunk + 5, chunk_, chunk_).ok())
         _exit(3);
     }
   }
@@ -166,15 +167,21 @@ TEST_F(KeyMemoryTest, WithoutTheArenaTheScanFindsEveryKey) {
   const crypt::LayerKey key = crypt::LayerKey::Generate().value();
   Secret salt(32);
   ASSERT_TRUE(FillRandom(salt.bytes()).ok());
-  Traffic traffic(key, salt.bytes());  // the Secrets themselves are zero in the child
+  // Secrets are zero in the child.
+  const Bytes key_copy(key.key.bytes().begin(), key.key.bytes().end());
+  const Bytes nonce_copy(key.nonce.bytes().begin(), key.nonce.bytes().end());
+  const Bytes salt_copy(salt.bytes().begin(), salt.bytes().end());
   Start([&] {
+    const crypt::LayerKey here{Secret::CopyOf(key_copy), Secret::CopyOf(nonce_copy)};
+    Traffic traffic(here, salt_copy);
     traffic.Run();
     Ready();
     for (;;) traffic.Run();
   });
   WaitUntilReady();
   const KeyScan::Found found = ScanOf(key, salt).Run(child_);
-  for (const char* name : {"layer key", "MAC key", "GHASH key", "marker"})
+  for (const char* name :
+       {"layer key", "layer key schedule", "MAC key", "MAC key schedule", "GHASH key", "marker"})
     EXPECT_TRUE(found.names.contains(name)) << name;
   EXPECT_EQ(found.hidden, 0u);
 }

@@ -115,7 +115,7 @@ absl::Status AddRules(const Filter& filter) {
                         {SCMP_CMP64(rule.argument, SCMP_CMP_MASKED_EQ, rule.mask, rule.value)}));
   // abort() and pthread_kill().
   RETURN_IF_ERROR(Add(filter, SCMP_ACT_ALLOW, "tgkill",
-                      {SCMP_CMP64(0, SCMP_CMP_EQ, static_cast<uint64_t>(getpid()))}));
+                      {SCMP_CMP64(0, SCMP_CMP_MASKED_EQ, ~uint64_t{0}, static_cast<uint64_t>(getpid()))}));
   // Its flags lie in memory, which a filter does not see; glibc then uses clone.
   return Add(filter, SCMP_ACT_ERRNO(ENOSYS), "clone3");
 }
