@@ -23,15 +23,23 @@ bool IsRedirect(int status, const std::string& method) {
   return (status == 301 || status == 302 || status == 303) && (method == "GET" || method == "HEAD");
 }
 
+// What another host may see; a header that we do not know may be a credential.
+void KeepPublicHeaders(Headers* headers) {
+  Headers kept;
+  for (const auto& [name, value] : *headers) {
+    for (const char* known : {"Accept", "Content-Type", "Range"}) {
+      if (SameHeaderName(name, known)) kept.Add(name, value);
+    }
+  }
+  *headers = std::move(kept);
+}
+
 // Turns `request` to where `location` points.
 absl::Status Redirect(const std::string& location, Request* request) {
   ASSIGN_OR_RETURN(std::string target, ResolveUrl(request->url, location));
   if (IsHttps(request->url) && !IsHttps(target))
     return InvalidArgument("a redirect from https to http is not followed");
-  if (!SameOrigin(request->url, target)) {
-    request->headers.Remove("Authorization");
-    request->headers.Remove("Cookie");
-  }
+  if (!SameOrigin(request->url, target)) KeepPublicHeaders(&request->headers);
   request->url = std::move(target);
   return absl::OkStatus();
 }
@@ -52,7 +60,7 @@ class CurlUpload final : public Upload {
       : options_(options),
         request_(request),
         size_(size),
-        exchange_(std::move(pool), options_, request_, Intake{nullptr, kMaxErrorBody}) {
+        exchange_(std::move(pool), options_, request_, Intake{nullptr, nullptr, kMaxErrorBody}) {
     buffer_.reserve(kUploadBufferBytes);
   }
 
@@ -105,9 +113,9 @@ Client::Client(Options options)
 
 Client::~Client() = default;
 
-absl::StatusOr<Response> Client::Run(Request request, const Sink* sink, size_t body_limit) const {
+absl::StatusOr<Response> Client::Run(Request request, const Intake& intake) const {
   for (int hops = 0;; ++hops) {
-    absl::StatusOr<Response> response = RunOnce(pool_, options_, request, {sink, body_limit});
+    absl::StatusOr<Response> response = RunOnce(pool_, options_, request, intake);
     if (!response.ok()) return WithUrl(response.status(), request);
     const std::optional<std::string> location = response->headers.Find("Location");
     if (!location || !IsRedirect(response->status, request.method)) return response;
@@ -119,11 +127,12 @@ absl::StatusOr<Response> Client::Run(Request request, const Sink* sink, size_t b
 }
 
 absl::StatusOr<Response> Client::Send(const Request& request, size_t body_limit) const {
-  return Run(request, nullptr, body_limit);
+  return Run(request, {nullptr, nullptr, body_limit});
 }
 
-absl::StatusOr<Response> Client::Download(const Request& request, const Sink& sink) const {
-  return Run(request, &sink, kMaxErrorBody);
+absl::StatusOr<Response> Client::Download(const Request& request, const Sink& sink,
+                                          const HeadCheck& check) const {
+  return Run(request, {&sink, check ? &check : nullptr, kMaxErrorBody});
 }
 
 absl::StatusOr<std::unique_ptr<Upload>> Client::StartUpload(const Request& request,

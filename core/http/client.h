@@ -1,5 +1,5 @@
-// A small HTTP/1.1 client over libcurl: for registries, token services and
-// vaults. Follows redirects itself, so that credentials stay with their host.
+// A small HTTP client over libcurl: for registries, token services and vaults.
+// Follows redirects itself, so that credentials stay with their host.
 #pragma once
 
 #include <chrono>
@@ -17,11 +17,19 @@ namespace kapsule::http {
 struct Options {
   std::string user_agent = "kapsule/" KAPSULE_VERSION;
   std::filesystem::path ca_file;  // PEM, in place of the system's authorities
+  std::string more_authorities;   // PEM text, beside the system's authorities
   bool verify_tls = true;
+  // PEM, shown to servers that ask for one; `client_key` is empty where the key
+  // stands in the certificate's file. Read again for each connection.
+  std::filesystem::path client_certificate, client_key;
+  // Offers HTTP/2 in the TLS handshake; never spoken without TLS.
+  bool http2 = false;
   std::chrono::milliseconds connect_timeout{15'000};
-  // A transfer that moves less than 1 KiB in this time is cut off. Time that a
-  // caller lets pass between two Upload::Write() does not count.
+  // A transfer that moves less than `stall_bytes` in this time is cut off. Time
+  // that a caller lets pass between two Upload::Write(), or in its Sink, does not
+  // count.
   std::chrono::milliseconds stall_timeout{60'000};
+  uint64_t stall_bytes = 1024;
   int max_redirects = 5;
 };
 
@@ -33,6 +41,11 @@ struct Request {
   // Of one exchange (a redirect begins another), in place of the stall limit;
   // 0: none.
   std::chrono::milliseconds timeout{0};
+  // Of the whole, redirects included, beside the other limits.
+  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
+  // Asked some ten times a second from the thread that waits; true ends the
+  // exchange.
+  std::function<bool()> stopped = nullptr;
 };
 
 struct Response {
@@ -43,6 +56,9 @@ struct Response {
 };
 
 using Sink = std::function<absl::Status(ByteSpan)>;
+// Sees status, url and headers of a 2xx answer before the Sink sees its first
+// byte; an error ends the transfer and is returned.
+using HeadCheck = std::function<absl::Status(const Response&)>;
 
 // A request body on its way; at most 1 MiB is held. Destroying it before
 // Finish() breaks the connection. Not thread-safe.
@@ -60,10 +76,12 @@ class Upload {
 // An answer of any status is a Response; a Status is about the exchange:
 //   Unavailable         no connection, or it broke
 //   DeadlineExceeded    connect, stall or total time
+//   Cancelled           Request::stopped said so
 //   FailedPrecondition  TLS: the certificate does not verify, or no TLS there
 //   ResourceExhausted   headers or body larger than the limit
 //   InvalidArgument     url or header that cannot be sent, bad redirect
-// Messages name the url without its query; they never hold a header.
+// Messages name the url without its query; they never hold a header. A redirect to
+// another host takes along no header but Accept, Content-Type and Range.
 // Thread-safe; idle connections are kept for the next request.
 class Client {
  public:
@@ -74,14 +92,15 @@ class Client {
   absl::StatusOr<Response> Send(const Request& request, size_t body_limit) const;
   // As Send(), but the body of a 2xx answer goes to `sink`, whose error ends
   // the transfer and is returned. Other bodies are kept, cut at 64 KiB.
-  absl::StatusOr<Response> Download(const Request& request, const Sink& sink) const;
+  absl::StatusOr<Response> Download(const Request& request, const Sink& sink,
+                                    const HeadCheck& check = nullptr) const;
   // Sends the request's head now, without its `body` and without following
   // redirects; `size` where it is known, else the body is sent in chunks.
   absl::StatusOr<std::unique_ptr<Upload>> StartUpload(const Request& request,
                                                       std::optional<uint64_t> size) const;
 
  private:
-  absl::StatusOr<Response> Run(Request request, const Sink* sink, size_t body_limit) const;
+  absl::StatusOr<Response> Run(Request request, const struct Intake& intake) const;
 
   const Options options_;
   const std::shared_ptr<class HandlePool> pool_;

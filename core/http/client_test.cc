@@ -191,7 +191,10 @@ TEST(RedirectTest, AuthorizationStaysWithItsHost) {
     return TestServer::Reply(200, "same");
   });
   Request request = Get(server.origin() + "/same");
-  request.headers = {{"authorization", "Basic c2VjcmV0"}, {"Accept", "a/b"}};
+  request.headers = {{"authorization", "Basic c2VjcmV0"},
+                     {"Accept", "a/b"},
+                     {"X-Key", "s"},
+                     {"Range", "bytes=1-"}};
   const Client client({});
   EXPECT_EQ(client.Send(request, 100)->body, "same");
   EXPECT_EQ(server.requests().at(1).headers.at("authorization"), "Basic c2VjcmV0");
@@ -200,7 +203,9 @@ TEST(RedirectTest, AuthorizationStaysWithItsHost) {
   EXPECT_EQ(response.body, "other");
   EXPECT_EQ(response.url, other.origin() + "/end?sig=1");
   EXPECT_FALSE(other.requests().at(0).headers.contains("authorization"));
+  EXPECT_FALSE(other.requests().at(0).headers.contains("x-key"));
   EXPECT_EQ(other.requests().at(0).headers.at("accept"), "a/b");
+  EXPECT_EQ(other.requests().at(0).headers.at("range"), "bytes=1-");
 }
 
 TEST(RedirectTest, ALoopEnds) {
@@ -240,6 +245,79 @@ TEST(DownloadTest, StreamsASuccessAndKeepsAnError) {
   EXPECT_EQ(missing.status, 404);
   EXPECT_EQ(missing.body, "no such thing");
   EXPECT_EQ(received, 5'000'000u);
+}
+
+TEST(DownloadTest, TheHeadIsSeenBeforeTheBody) {
+  TestServer other([](const auto&) { return TestServer::Reply(200, "body", "X-Id: 7\r\n"); });
+  TestServer server([&](const auto& r) {
+    if (r.target == "/empty") return TestServer::Reply(204);
+    if (r.target == "/bad") return TestServer::Reply(404, "no");
+    return TestServer::Reply(302, "", "Location: " + other.origin() + "/x\r\n");
+  });
+  const Client client({});
+  std::string seen;
+  const Sink sink = [&](ByteSpan bytes) {
+    seen += AsText(bytes);
+    return absl::OkStatus();
+  };
+  const HeadCheck check = [&](const Response& head) {
+    seen += fmt::format("<{} {}>", head.status, head.headers.Find("X-Id").value_or(""));
+    return absl::OkStatus();
+  };
+  EXPECT_EQ(client.Download(Get(server.origin()), sink, check)->url, other.origin() + "/x");
+  EXPECT_EQ(client.Download(Get(server.origin() + "/bad"), sink, check)->status, 404);
+  EXPECT_EQ(client.Download(Get(server.origin() + "/empty"), sink, check)->status, 204);
+  EXPECT_EQ(seen, "<200 7>body<204 >");
+}
+
+TEST(DownloadTest, ARefusedHeadEndsTheTransfer) {
+  TestServer server([](const auto&) {
+    return Answer{"HTTP/1.1 200 OK\r\n\r\nx", Answer::kRepeat};
+  });
+  const auto response = Client({}).Download(
+      Get(server.origin()), [](ByteSpan) { return Internal("not called"); },
+      [](const Response&) { return DataLoss("a lie"); });
+  EXPECT_EQ(response.status().code(), absl::StatusCode::kDataLoss) << response.status();
+}
+
+TEST(LimitsTest, TheDeadlineCountsOverRedirectsAndTrickles) {
+  TestServer loop([](const auto&) {
+    std::this_thread::sleep_for(milliseconds(200));
+    return TestServer::Reply(302, "", "Location: /\r\n");
+  });
+  Request request = Get(loop.origin());
+  request.deadline = std::chrono::steady_clock::now() + milliseconds(500);
+  EXPECT_EQ(Client({}).Send(request, 10).status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_LT(loop.requests().size(), 6u);
+
+  TestServer endless([](const auto&) {
+    return Answer{"HTTP/1.1 200 OK\r\n\r\nx", Answer::kRepeat};
+  });
+  request = Get(endless.origin());
+  request.deadline = std::chrono::steady_clock::now() + milliseconds(300);
+  const auto response = Client({}).Download(request, [](ByteSpan) { return absl::OkStatus(); });
+  EXPECT_EQ(response.status().code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST(LimitsTest, StoppedEndsAnExchange) {
+  TestServer server([](const auto&) { return Answer{"", Answer::kStall}; });
+  Request request = Get(server.origin());
+  const auto start = std::chrono::steady_clock::now();
+  request.stopped = [&] { return std::chrono::steady_clock::now() - start > milliseconds(200); };
+  EXPECT_EQ(Client({}).Send(request, 10).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
+}
+
+TEST(LimitsTest, ASpeedFloorCutsWhatIsSlow) {
+  TestServer server([](const auto&) {
+    return Answer{"HTTP/1.1 200 OK\r\n\r\n" + std::string(50'000, 'x'), Answer::kStall};
+  });
+  Options options = Hasty();
+  options.stall_bytes = 100'000;
+  const auto response =
+      Client(options).Download(Get(server.origin()), [](ByteSpan) { return absl::OkStatus(); });
+  EXPECT_EQ(response.status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(Message(response.status()), HasSubstr("stalled"));
 }
 
 TEST(DownloadTest, TheSinksErrorEndsTheTransfer) {

@@ -10,7 +10,6 @@ namespace kapsule::http {
 namespace {
 
 constexpr size_t kMaxHeaderBytes = 128 * 1024;
-constexpr uint64_t kMinWindowBytes = 1024;
 constexpr int kPollMilliseconds = 100;
 constexpr long kUploadBufferBytes = 1 << 20;
 constexpr long kDownloadBufferBytes = 512 * 1024;
@@ -38,6 +37,7 @@ absl::Status CurlStatus(CURLcode code, const std::string& what) {
     case CURLE_PEER_FAILED_VERIFICATION:
     case CURLE_SSL_CONNECT_ERROR:
     case CURLE_SSL_CACERT_BADFILE:
+    case CURLE_SSL_CERTPROBLEM:
     case CURLE_SSL_ISSUER_ERROR:
       return FailedPrecondition("tls: {}", what);
     case CURLE_URL_MALFORMAT:
@@ -85,6 +85,33 @@ absl::Status Exchange::SetHeaders(bool has_body) {
   return appended ? absl::OkStatus() : ResourceExhausted("no memory for headers");
 }
 
+absl::Status Exchange::SetTls() {
+  CURL* easy = handles_->easy();
+  CURLcode code = CURLE_OK;
+  const auto set = [&](CURLoption option, auto value) {
+    if (code == CURLE_OK) code = curl_easy_setopt(easy, option, value);
+  };
+  set(CURLOPT_SSL_VERIFYPEER, options_.verify_tls ? 1L : 0L);
+  set(CURLOPT_SSL_VERIFYHOST, options_.verify_tls ? 2L : 0L);
+  if (!options_.ca_file.empty()) {
+    set(CURLOPT_CAINFO, options_.ca_file.c_str());
+    set(CURLOPT_CAPATH, static_cast<const char*>(nullptr));
+  }
+  if (!options_.more_authorities.empty()) {
+    // Replaces libcurl's bundle; its folder of the system's authorities stays.
+    std::string& pem = const_cast<std::string&>(options_.more_authorities);
+    curl_blob blob = {pem.data(), pem.size(), CURL_BLOB_NOCOPY};
+    set(CURLOPT_CAINFO_BLOB, &blob);
+  }
+  if (!options_.client_certificate.empty()) {
+    const std::filesystem::path& key =
+        options_.client_key.empty() ? options_.client_certificate : options_.client_key;
+    set(CURLOPT_SSLCERT, options_.client_certificate.c_str());
+    set(CURLOPT_SSLKEY, key.c_str());
+  }
+  return code == CURLE_OK ? absl::OkStatus() : CurlStatus(code, curl_easy_strerror(code));
+}
+
 absl::Status Exchange::SetOptions(bool has_body, std::optional<uint64_t> size) {
   CURL* easy = handles_->easy();
   CURLcode code = CURLE_OK;
@@ -94,17 +121,14 @@ absl::Status Exchange::SetOptions(bool has_body, std::optional<uint64_t> size) {
   set(CURLOPT_ERRORBUFFER, error_text_);
   set(CURLOPT_URL, request_.url.c_str());
   set(CURLOPT_PROTOCOLS_STR, "http,https");
-  set(CURLOPT_HTTP_VERSION, static_cast<long>(CURL_HTTP_VERSION_1_1));
+  set(CURLOPT_HTTP_VERSION,
+      static_cast<long>(options_.http2 ? CURL_HTTP_VERSION_2TLS : CURL_HTTP_VERSION_1_1));
   set(CURLOPT_NOSIGNAL, 1L);
+  // A name server that does not answer holds up nobody who has given up.
+  set(CURLOPT_QUICK_EXIT, 1L);
   set(CURLOPT_USERAGENT, options_.user_agent.c_str());
   set(CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(options_.connect_timeout.count()));
   set(CURLOPT_OPENSOCKETFUNCTION, OpenSocket);
-  set(CURLOPT_SSL_VERIFYPEER, options_.verify_tls ? 1L : 0L);
-  set(CURLOPT_SSL_VERIFYHOST, options_.verify_tls ? 2L : 0L);
-  if (!options_.ca_file.empty()) {
-    set(CURLOPT_CAINFO, options_.ca_file.c_str());
-    set(CURLOPT_CAPATH, static_cast<const char*>(nullptr));
-  }
   set(CURLOPT_BUFFERSIZE, kDownloadBufferBytes);
   set(CURLOPT_HEADERFUNCTION, HeaderCallback);
   set(CURLOPT_HEADERDATA, this);
@@ -132,6 +156,7 @@ absl::Status Exchange::Start(bool has_body, std::optional<uint64_t> size) {
   ASSIGN_OR_RETURN(handles_, pool_->Take());
   RETURN_IF_ERROR(SetHeaders(has_body));
   RETURN_IF_ERROR(SetOptions(has_body, size));
+  RETURN_IF_ERROR(SetTls());
   if (curl_multi_add_handle(handles_->multi(), handles_->easy()) != CURLM_OK)
     return Internal("libcurl refuses a transfer");
   response_.url = request_.url;
@@ -162,6 +187,7 @@ absl::StatusOr<Response> Exchange::Finish() {
   curl_easy_pause(handles_->easy(), CURLPAUSE_CONT);
   RETURN_IF_ERROR(Drive(/*until_taken=*/false));
   RETURN_IF_ERROR(ResultStatus());
+  RETURN_IF_ERROR(CheckHead());  // an answer without a body
   return std::move(response_);
 }
 
@@ -181,14 +207,16 @@ absl::Status Exchange::Drive(bool until_taken) {
 }
 
 absl::Status Exchange::CheckTime() {
+  if (request_.stopped && request_.stopped()) return Cancelled("stopped");
   const Clock::time_point now = Clock::now();
+  if (now >= request_.deadline) return DeadlineExceeded("no complete answer in time");
   if (request_.timeout.count() > 0) {
     if (now - started_ < request_.timeout) return absl::OkStatus();
     return DeadlineExceeded("no complete answer within {} ms", request_.timeout.count());
   }
   if (now - window_start_ < options_.stall_timeout) return absl::OkStatus();
   const uint64_t moved = moved_ + header_bytes_;
-  if (moved - window_moved_ < kMinWindowBytes)
+  if (moved - window_moved_ < options_.stall_bytes)
     return DeadlineExceeded("stalled: {} bytes in {} ms", moved - window_moved_,
                             options_.stall_timeout.count());
   window_start_ = now;
@@ -229,10 +257,20 @@ size_t Exchange::OnHeader(std::string_view line) {
   return line.size();
 }
 
+absl::Status Exchange::CheckHead() {
+  if (intake_.check == nullptr || head_checked_ || response_.status / 100 != 2)
+    return absl::OkStatus();
+  head_checked_ = true;
+  return (*intake_.check)(response_);
+}
+
 size_t Exchange::OnBody(ByteSpan bytes) {
   const bool success = response_.status / 100 == 2;
   if (success && intake_.sink != nullptr) {
-    intake_status_ = (*intake_.sink)(bytes);
+    const Clock::time_point start = Clock::now();
+    intake_status_ = CheckHead();
+    if (intake_status_.ok()) intake_status_ = (*intake_.sink)(bytes);
+    window_start_ += Clock::now() - start;
     return intake_status_.ok() ? bytes.size() : 0;
   }
   const size_t room = intake_.limit - response_.body.size();

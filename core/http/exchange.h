@@ -14,8 +14,9 @@ namespace kapsule::http {
 
 // How the body of the answer is taken.
 struct Intake {
-  const Sink* sink = nullptr;  // of 2xx answers
-  size_t limit = 0;            // of what is kept
+  const Sink* sink = nullptr;        // of 2xx answers
+  const HeadCheck* check = nullptr;  // before the sink
+  size_t limit = 0;                  // of what is kept
 };
 
 // Not thread-safe. The request's url and body must outlive the exchange.
@@ -41,9 +42,11 @@ class Exchange {
 
  private:
   absl::Status SetOptions(bool has_body, std::optional<uint64_t> size);
+  absl::Status SetTls();
   absl::Status SetHeaders(bool has_body);
   absl::Status Drive(bool until_taken);
   absl::Status CheckTime();
+  absl::Status CheckHead();
   void CollectResult();
   absl::Status ResultStatus() const;
 
@@ -75,6 +78,7 @@ class Exchange {
 
   Response response_;
   size_t header_bytes_ = 0;
+  bool head_checked_ = false;
   absl::Status intake_status_;  // why a callback stopped the transfer
   bool cut_ = false;            // an error's body was cut at the limit
 

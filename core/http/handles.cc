@@ -3,7 +3,7 @@
 namespace kapsule::http {
 namespace {
 
-constexpr size_t kMaxIdle = 8;
+constexpr size_t kMaxIdle = 16;
 
 }  // namespace
 

@@ -82,6 +82,26 @@ TEST_F(TlsTest, TheAuthorityCanBeNamed) {
   EXPECT_EQ(response->status, 200);
 }
 
+TEST_F(TlsTest, AnAuthorityCanStandBesideTheSystems) {
+  Options options;
+  options.more_authorities = ReadFile(folder_ / "cert.pem", 10'000).value();
+  options.http2 = true;  // which this server has not
+  const auto response = Client(options).Send(request_, 1 << 20);
+  ASSERT_TRUE(response.ok()) << response.status();
+  options.more_authorities = "nonsense";
+  EXPECT_EQ(Client(options).Send(request_, 1 << 20).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(TlsTest, AMissingClientCertificateIsNamed) {
+  Options options;
+  options.ca_file = folder_ / "cert.pem";
+  options.client_certificate = folder_ / "none.pem";
+  const auto response = Client(options).Send(request_, 1 << 20);
+  EXPECT_EQ(response.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(response.status()), HasSubstr("none.pem"));
+}
+
 TEST_F(TlsTest, VerificationCanBeSwitchedOff) {
   Options options;
   options.verify_tls = false;

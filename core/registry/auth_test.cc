@@ -117,7 +117,7 @@ TEST_F(BearerTest, AnIdentityTokenIsExchanged) {
       true);
   const http::Headers challenge{
       {"WWW-Authenticate", fmt::format("Bearer realm=\"{}/token\"", server_.origin())}};
-  EXPECT_EQ(authenticator.Answer(challenge, "repository:a:pull").value(), "Bearer t1");
+  EXPECT_EQ(authenticator.Answer(challenge, "repository:a:pull", "", {}).value(), "Bearer t1");
   EXPECT_EQ(server_.requests().at(0).headers.at("content-type"),
             "application/x-www-form-urlencoded");
   EXPECT_THAT(server_.requests().at(0).body, HasSubstr("grant_type=refresh_token"));
@@ -133,7 +133,7 @@ TEST_F(BearerTest, CredentialsAreNotSentToAServiceWithoutHttps) {
       false);
   const http::Headers challenge{
       {"WWW-Authenticate", fmt::format("Bearer realm=\"{}/token\"", server_.origin())}};
-  EXPECT_EQ(authenticator.Answer(challenge, "s").status().code(),
+  EXPECT_EQ(authenticator.Answer(challenge, "s", "", {}).status().code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(server_.requests().empty());
 }

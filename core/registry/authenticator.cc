@@ -53,7 +53,8 @@ Authenticator::Authenticator(const http::Client& client, RetryPolicy retry, Cred
                              bool plain_http)
     : client_(client), retry_(retry), source_(std::move(source)), plain_http_(plain_http) {}
 
-absl::StatusOr<std::string> Authenticator::Known(const std::string& scope) {
+absl::StatusOr<std::string> Authenticator::Known(const std::string& scope,
+                                                 const http::Request& request) {
   Challenge challenge;
   {
     absl::MutexLock lock(&mu_);
@@ -62,37 +63,45 @@ absl::StatusOr<std::string> Authenticator::Known(const std::string& scope) {
     if (token != tokens_.end() && Clock::now() < token->second.renew) return token->second.header;
     challenge = *challenge_;
   }
-  return Respond(challenge, scope);
+  return Respond(challenge, scope, request);
 }
 
 absl::StatusOr<std::string> Authenticator::Answer(const http::Headers& headers,
-                                                  const std::string& scope) {
+                                                  const std::string& scope,
+                                                  const std::string& refused,
+                                                  const http::Request& request) {
   const std::optional<Challenge> challenge = Choose(headers);
   if (!challenge) return std::string();
   {
     absl::MutexLock lock(&mu_);
     challenge_ = challenge;
+    const auto token = tokens_.find(scope);
+    // Another thread that was refused has a new one already.
+    if (token != tokens_.end() && token->second.header != refused &&
+        Clock::now() < token->second.renew)
+      return token->second.header;
     tokens_.erase(scope);
   }
-  return Respond(*challenge, scope);
+  ++answers_;
+  return Respond(*challenge, scope, request);
 }
 
 absl::StatusOr<std::string> Authenticator::Respond(const Challenge& challenge,
-                                                   const std::string& scope) {
-  if (challenge.scheme == "bearer") return FetchToken(challenge, scope);
-  ASSIGN_OR_RETURN(const std::optional<Credentials> credentials, FindCredentials());
-  return credentials ? BasicHeader(*credentials) : std::string();
-}
-
-absl::StatusOr<std::optional<Credentials>> Authenticator::FindCredentials() {
-  {
-    absl::MutexLock lock(&mu_);
-    if (credentials_) return *credentials_;
+                                                   const std::string& scope,
+                                                   const http::Request& request) {
+  ASSIGN_OR_RETURN(const std::optional<Credentials> credentials, source_());
+  std::string header;
+  if (challenge.scheme == "bearer") {
+    if (!credentials || credentials->registry_token.empty())
+      return FetchToken(challenge, scope, credentials, request);
+    header = "Bearer " + credentials->registry_token;
+  } else {
+    if (!credentials || credentials->username.empty()) return std::string();
+    header = BasicHeader(*credentials);
   }
-  ASSIGN_OR_RETURN(std::optional<Credentials> found, source_());
   absl::MutexLock lock(&mu_);
-  credentials_ = found;
-  return found;
+  tokens_[scope] = {header, Clock::time_point::max()};
+  return header;
 }
 
 absl::StatusOr<http::Request> Authenticator::TokenRequest(
@@ -123,11 +132,14 @@ absl::StatusOr<http::Request> Authenticator::TokenRequest(
 }
 
 absl::StatusOr<std::string> Authenticator::FetchToken(const Challenge& challenge,
-                                                      const std::string& scope) {
-  ASSIGN_OR_RETURN(const std::optional<Credentials> credentials, FindCredentials());
-  ASSIGN_OR_RETURN(const http::Request request, TokenRequest(challenge, scope, credentials));
+                                                      const std::string& scope,
+                                                      const std::optional<Credentials>& credentials,
+                                                      const http::Request& request) {
+  ASSIGN_OR_RETURN(http::Request question, TokenRequest(challenge, scope, credentials));
+  question.deadline = request.deadline;
+  question.stopped = request.stopped;
   ASSIGN_OR_RETURN(const http::Response response,
-                   WithRetries(retry_, [&] { return client_.Send(request, kMaxTokenBytes); }));
+                   WithRetries(retry_, [&] { return client_.Send(question, kMaxTokenBytes); }));
   if (response.status != 200) return AnswerStatus("token service", response);
   const absl::StatusOr<Json> json = ParseJson(response.body, kMaxTokenBytes);
   if (!json.ok()) return InvalidArgument("token service: its answer is not JSON");

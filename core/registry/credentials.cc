@@ -4,6 +4,7 @@
 
 #include "core/base/file.h"
 #include "core/base/json.h"
+#include "core/registry/docker_auth.h"
 
 namespace kapsule::registry {
 namespace fs = std::filesystem;
@@ -39,27 +40,6 @@ const Json* FindAuth(const Json& config, const std::string& host) {
   return nullptr;
 }
 
-absl::StatusOr<std::optional<Credentials>> ParseAuth(const Json& auth) {
-  Credentials credentials;
-  ASSIGN_OR_RETURN(const auto token, OptionalString(auth, "identitytoken"));
-  ASSIGN_OR_RETURN(const auto packed, OptionalString(auth, "auth"));
-  ASSIGN_OR_RETURN(const auto username, OptionalString(auth, "username"));
-  ASSIGN_OR_RETURN(const auto password, OptionalString(auth, "password"));
-  credentials.identity_token = token.value_or("");
-  credentials.username = username.value_or("");
-  credentials.password = password.value_or("");
-  if (packed && !packed->empty()) {
-    const absl::StatusOr<std::string> pair = DecodeBase64(*packed);
-    const size_t colon = pair.ok() ? pair->find(':') : std::string::npos;
-    if (colon == std::string::npos)
-      return InvalidArgument("\"auth\" is not base64 of name:password");
-    credentials.username = pair->substr(0, colon);
-    credentials.password = pair->substr(colon + 1);
-  }
-  if (credentials.username.empty() && credentials.identity_token.empty()) return std::nullopt;
-  return credentials;
-}
-
 // Empty where no helper is responsible.
 absl::StatusOr<std::string> FindHelper(const Json& config, const std::string& host) {
   if (const Json* helpers = FindMember(config, "credHelpers")) {
@@ -83,7 +63,23 @@ absl::StatusOr<std::optional<Credentials>> FindInFile(const fs::path& file,
   }
   const Json* auth = FindAuth(config, host);
   if (auth == nullptr) return std::nullopt;
-  return ParseAuth(*auth);
+  return ParseDockerAuth(*auth);
+}
+
+// The files that speak of `host`, which is no path.
+std::vector<fs::path> ConfigFiles(const std::vector<fs::path>& paths, const std::string& host) {
+  std::vector<fs::path> files;
+  for (const fs::path& path : paths) {
+    std::error_code error;
+    if (!fs::is_directory(path, error)) {
+      files.push_back(path);
+      continue;
+    }
+    if (host.find('/') == std::string::npos && !host.starts_with('.'))
+      files.push_back(path / host / "config.json");
+    files.push_back(path / "config.json");
+  }
+  return files;
 }
 
 const char* Variable(const char* name) {
@@ -104,9 +100,9 @@ std::vector<fs::path> DockerConfigFiles() {
   return files;
 }
 
-absl::StatusOr<std::optional<Credentials>> FindDockerCredentials(const std::vector<fs::path>& files,
+absl::StatusOr<std::optional<Credentials>> FindDockerCredentials(const std::vector<fs::path>& paths,
                                                                  const std::string& host) {
-  for (const fs::path& file : files) {
+  for (const fs::path& file : ConfigFiles(paths, host)) {
     absl::StatusOr<std::optional<Credentials>> found = FindInFile(file, host);
     std::error_code error;
     if (!found.ok() && !fs::exists(file, error)) continue;

@@ -16,10 +16,11 @@ namespace kapsule::registry {
 std::vector<std::filesystem::path> DockerConfigFiles();
 
 // The credentials of the first file that has some for `host` ("docker.io",
-// "127.0.0.1:5000"); nullopt where none has. Within a file: credHelpers,
-// credsStore, auths. Files that are not there are passed over; one that cannot
-// be read is an error that names it. No error holds a credential.
+// "127.0.0.1:5000"); nullopt where none has. A folder of `paths` stands for its
+// <host>/config.json and config.json. Files are read at each call. Within a file:
+// credHelpers, credsStore, auths. Files that are not there are passed over; one
+// that cannot be read is an error that names it. No error holds a credential.
 absl::StatusOr<std::optional<Credentials>> FindDockerCredentials(
-    const std::vector<std::filesystem::path>& files, const std::string& host);
+    const std::vector<std::filesystem::path>& paths, const std::string& host);
 
 }  // namespace kapsule::registry

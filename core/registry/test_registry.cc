@@ -37,12 +37,13 @@ absl::StatusOr<int> ReadPort(const fs::path& log) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TestRegistry>> TestRegistry::Start(Access access) {
+absl::StatusOr<std::unique_ptr<TestRegistry>> TestRegistry::Start(Access access,
+                                                                  const std::string& http) {
   std::unique_ptr<TestRegistry> registry(new TestRegistry);
   char name[] = "/tmp/kapsule-registry-XXXXXX";
   if (mkdtemp(name) == nullptr) return ErrnoStatus(errno, name);
   registry->folder_ = name;
-  RETURN_IF_ERROR(registry->WriteConfig(access));
+  RETURN_IF_ERROR(registry->WriteConfig(access, http));
   RETURN_IF_ERROR(registry->Spawn());
   ASSIGN_OR_RETURN(registry->port_, ReadPort(registry->folder_ / "log"));
   return registry;
@@ -56,7 +57,7 @@ TestRegistry::~TestRegistry() {
   if (!folder_.empty()) (void)RemoveTree(folder_);
 }
 
-absl::Status TestRegistry::WriteConfig(Access access) const {
+absl::Status TestRegistry::WriteConfig(Access access, const std::string& http) const {
   std::string config = fmt::format(
       "version: 0.1\n"
       "storage:\n"
@@ -65,8 +66,9 @@ absl::Status TestRegistry::WriteConfig(Access access) const {
       "  delete:\n"
       "    enabled: true\n"
       "http:\n"
-      "  addr: 127.0.0.1:0\n",
-      folder_.string());
+      "  addr: 127.0.0.1:0\n"
+      "{}",
+      folder_.string(), http);
   if (access == Access::kPassword) {
     RETURN_IF_ERROR(WriteFileAtomic(folder_ / "htpasswd", AsBytes(kHtpasswd), 0600));
     config += fmt::format("auth:\n  htpasswd:\n    realm: test\n    path: {}/htpasswd\n",

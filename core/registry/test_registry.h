@@ -18,7 +18,10 @@ class TestRegistry {
   static constexpr char kUser[] = "publisher";
   static constexpr char kPassword[] = "open sesame";
 
-  static absl::StatusOr<std::unique_ptr<TestRegistry>> Start(Access access = Access::kOpen);
+  // `http` is added to the section of that name in its configuration: lines that
+  // begin with two spaces.
+  static absl::StatusOr<std::unique_ptr<TestRegistry>> Start(Access access = Access::kOpen,
+                                                             const std::string& http = "");
   ~TestRegistry();
 
   std::string host() const { return "127.0.0.1:" + std::to_string(port_); }
@@ -28,7 +31,7 @@ class TestRegistry {
 
  private:
   TestRegistry() = default;
-  absl::Status WriteConfig(Access access) const;
+  absl::Status WriteConfig(Access access, const std::string& http) const;
   absl::Status Spawn();
 
   std::filesystem::path folder_;

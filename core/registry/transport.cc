@@ -20,19 +20,36 @@ CredentialSource SourceOf(const std::string& host, const Options& options) {
   return [host] { return FindDockerCredentials(DockerConfigFiles(), host); };
 }
 
+Endpoint EndpointOf(const std::string& host, const Options& options) {
+  return {Origin(host, options.insecure),
+          SourceOf(host, options),
+          {},
+          options.retry,
+          std::make_shared<const http::Client>(options.http)};
+}
+
+// One Authorization, ours where there are two.
+void Authorize(const std::string& header, http::Request* request) {
+  if (header.empty()) return;
+  request->headers.Remove("Authorization");
+  request->headers.Add("Authorization", header);
+}
+
 }  // namespace
 
 Transport::Transport(const std::string& host, const Options& options)
-    : origin_(Origin(host, options.insecure)),
-      retry_(options.retry),
-      client_(options.http),
-      authenticator_(client_, retry_, SourceOf(host, options), options.insecure) {}
+    : Transport(EndpointOf(host, options)) {}
+
+Transport::Transport(Endpoint endpoint)
+    : endpoint_(std::move(endpoint)),
+      authenticator_(*endpoint_.client, endpoint_.retry, endpoint_.credentials,
+                     !http::IsHttps(endpoint_.root)) {}
 
 absl::StatusOr<std::string> Transport::Location(const http::Response& response) const {
   const std::optional<std::string> location = response.headers.Find("Location");
   if (!location) return InvalidArgument("the registry's answer has no Location");
   ASSIGN_OR_RETURN(std::string url, http::ResolveUrl(response.url, *location));
-  if (http::IsHttps(origin_) && !http::IsHttps(url))
+  if (http::IsHttps(endpoint_.root) && !http::IsHttps(url))
     return InvalidArgument("the registry sends us from https to http");
   return url;
 }
@@ -40,18 +57,19 @@ absl::StatusOr<std::string> Transport::Location(const http::Response& response) 
 absl::StatusOr<http::Response> Transport::Authorized(const http::Request& request,
                                                      const std::string& scope,
                                                      const Run& run) const {
-  if (!http::SameOrigin(request.url, origin_)) return run(request);
+  if (!http::SameOrigin(request.url, endpoint_.root)) return run(request);
   http::Request authorized = request;
-  ASSIGN_OR_RETURN(const std::string known, authenticator_.Known(scope));
-  if (!known.empty()) authorized.headers.Add("Authorization", known);
+  for (const auto& [name, value] : endpoint_.headers) authorized.headers.Add(name, value);
+  ASSIGN_OR_RETURN(const std::string known, authenticator_.Known(scope, request));
+  Authorize(known, &authorized);
   absl::StatusOr<http::Response> response = run(authorized);
   // After a redirect it is not the registry that asks.
-  if (!response.ok() || response->status != 401 || !http::SameOrigin(response->url, origin_))
+  if (!response.ok() || response->status != 401 || !http::SameOrigin(response->url, endpoint_.root))
     return response;
-  ASSIGN_OR_RETURN(const std::string answer, authenticator_.Answer(response->headers, scope));
+  ASSIGN_OR_RETURN(const std::string answer,
+                   authenticator_.Answer(response->headers, scope, known, request));
   if (answer.empty() || answer == known) return response;
-  authorized.headers.Remove("Authorization");
-  authorized.headers.Add("Authorization", answer);
+  Authorize(answer, &authorized);
   return run(authorized);
 }
 
@@ -59,25 +77,26 @@ absl::StatusOr<http::Response> Transport::Send(const http::Request& request,
                                                const std::string& scope, Repeat repeat) const {
   const auto once = [&] {
     return Authorized(request, scope, [this](const http::Request& authorized) {
-      return client_.Send(authorized, kMaxAnswerBytes);
+      return endpoint_.client->Send(authorized, kMaxAnswerBytes);
     });
   };
-  return repeat == Repeat::kYes ? WithRetries(retry_, once) : once();
+  return repeat == Repeat::kYes ? WithRetries(endpoint_.retry, once) : once();
 }
 
 absl::StatusOr<http::Response> Transport::Download(const http::Request& request,
-                                                   const std::string& scope,
-                                                   const http::Sink& sink) const {
+                                                   const std::string& scope, const http::Sink& sink,
+                                                   const http::HeadCheck& check) const {
   bool begun = false;
   const http::Sink noting = [&](ByteSpan bytes) {
     begun = true;
     return sink(bytes);
   };
   absl::Status broken;
-  const absl::StatusOr<http::Response> response = WithRetries(retry_, [&] {
-    absl::StatusOr<http::Response> result = Authorized(
-        request, scope,
-        [&](const http::Request& authorized) { return client_.Download(authorized, noting); });
+  const absl::StatusOr<http::Response> response = WithRetries(endpoint_.retry, [&] {
+    absl::StatusOr<http::Response> result =
+        Authorized(request, scope, [&](const http::Request& authorized) {
+          return endpoint_.client->Download(authorized, noting, check);
+        });
     // The sink cannot take its bytes back: not again. An empty answer ends the
     // retries.
     if (result.ok() || !begun) return result;
@@ -90,11 +109,12 @@ absl::StatusOr<http::Response> Transport::Download(const http::Request& request,
 
 absl::StatusOr<std::unique_ptr<http::Upload>> Transport::StartUpload(
     http::Request request, const std::string& scope) const {
-  if (http::SameOrigin(request.url, origin_)) {
-    ASSIGN_OR_RETURN(const std::string known, authenticator_.Known(scope));
-    if (!known.empty()) request.headers.Add("Authorization", known);
+  if (http::SameOrigin(request.url, endpoint_.root)) {
+    for (const auto& [name, value] : endpoint_.headers) request.headers.Add(name, value);
+    ASSIGN_OR_RETURN(const std::string known, authenticator_.Known(scope, request));
+    Authorize(known, &request);
   }
-  return client_.StartUpload(request, std::nullopt);
+  return endpoint_.client->StartUpload(request, std::nullopt);
 }
 
 }  // namespace kapsule::registry

@@ -1,6 +1,7 @@
 // Requests to one registry, with its authentication and with retries.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "core/oci/reference.h"
@@ -16,6 +17,15 @@ struct Options {
   RetryPolicy retry;
 };
 
+// Where a registry's API is, and what it takes to talk to it.
+struct Endpoint {
+  std::string root;  // what Transport::Url() begins with, without a '/' at its end
+  CredentialSource credentials;
+  http::Headers headers;  // sent to its origin only
+  RetryPolicy retry;
+  std::shared_ptr<const http::Client> client;
+};
+
 // Whether a request may be sent again after a failure that may pass.
 enum class Repeat { kYes, kNo };
 
@@ -23,9 +33,11 @@ enum class Repeat { kYes, kNo };
 class Transport {
  public:
   Transport(const std::string& host, const Options& options);
+  // A token service of plain http is accepted where `endpoint` is of plain http.
+  explicit Transport(Endpoint endpoint);
 
-  // `path` from "/v2/" on, as an absolute url.
-  std::string Url(const std::string& path) const { return origin_ + path; }
+  // `path` (from "/v2/" on, where we were made for a host), as an absolute url.
+  std::string Url(const std::string& path) const { return endpoint_.root + path; }
   // Where an answer's Location points. InvalidArgument: there is none, or it
   // leaves https.
   absl::StatusOr<std::string> Location(const http::Response& response) const;
@@ -34,19 +46,20 @@ class Transport {
   absl::StatusOr<http::Response> Send(const http::Request& request, const std::string& scope,
                                       Repeat repeat) const;
   absl::StatusOr<http::Response> Download(const http::Request& request, const std::string& scope,
-                                          const http::Sink& sink) const;
+                                          const http::Sink& sink,
+                                          const http::HeadCheck& check = nullptr) const;
   // A body of unknown size. Never repeated: the token is renewed before.
   absl::StatusOr<std::unique_ptr<http::Upload>> StartUpload(http::Request request,
                                                             const std::string& scope) const;
+  // How often a challenge was answered.
+  uint64_t challenges() const { return authenticator_.answers(); }
 
  private:
   using Run = std::function<absl::StatusOr<http::Response>(const http::Request&)>;
   absl::StatusOr<http::Response> Authorized(const http::Request& request, const std::string& scope,
                                             const Run& run) const;
 
-  const std::string origin_;
-  const RetryPolicy retry_;
-  const http::Client client_;
+  const Endpoint endpoint_;
   mutable Authenticator authenticator_;
 };
 

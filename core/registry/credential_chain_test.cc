@@ -1,0 +1,134 @@
+#include "core/registry/credential_chain.h"
+
+#include <gmock/gmock.h>
+
+#include "core/registry/credentials.h"
+#include "core/registry/image_match.h"
+#include "core/registry/pull_secrets.h"
+#include "core/registry/test_credentials.h"
+
+namespace kapsule::registry {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+using PullSecretsTest = CredentialFilesTest;
+
+TEST_F(PullSecretsTest, AreFilesOrFoldersOfThem) {
+  const fs::path file = Write("file", Auths("file.io", "a"));
+  Write("one/.dockerconfigjson", Auths("one.io", "b"));
+  Write("many/x/.dockerconfigjson", Auths("x.io", "c"));
+  Write("many/y.json", Auths("y.io", "d"));
+  Write("many/z/.dockercfg", R"({"https://z.io/v1/":{"auth":"ZTpnZWhlaW0="}})");
+  const std::vector<fs::path> paths{file, folder_ / "one", folder_ / "many", folder_ / "none"};
+  const std::pair<const char*, const char*> expected[] = {{"file.io", "a"}, {"one.io", "b"},
+                                                          {"x.io", "c"},    {"y.io", "d"},
+                                                          {"z.io", "e"},    {"other.io", "none"}};
+  for (const auto& [host, user] : expected)
+    EXPECT_EQ(User(FindPullSecret(paths, host, "acme/tiny")), user) << host;
+}
+
+TEST_F(PullSecretsTest, AMountedSecretIsReadThroughItsLinksOnce) {
+  Write("s/..2024_01/.dockerconfigjson", Auths("h.io", "a"));
+  fs::create_symlink("..2024_01", folder_ / "s/..data");
+  fs::create_symlink("..data/.dockerconfigjson", folder_ / "s/.dockerconfigjson");
+  EXPECT_EQ(User(FindPullSecret({folder_ / "s"}, "h.io", "x")), "a");
+  Write("s/..2024_02/.dockerconfigjson", Auths("h.io", "b"));
+  fs::remove(folder_ / "s/..data");
+  fs::create_symlink("..2024_02", folder_ / "s/..data");
+  EXPECT_EQ(User(FindPullSecret({folder_ / "s"}, "h.io", "x")), "b");
+}
+
+TEST_F(PullSecretsTest, TheMostSpecificKeyCounts) {
+  const fs::path file = Write("f", R"({"auths":{
+    "*.io": {"username":"any","password":"p"},
+    "https://h.io": {"username":"host","password":"p"},
+    "h.io/team": {"username":"team","password":"p"},
+    "h.io/team/app": {"username":"app","password":"p"}}})");
+  EXPECT_EQ(User(FindPullSecret({file}, "h.io", "other")), "host");
+  EXPECT_EQ(User(FindPullSecret({file}, "h.io", "team/x")), "team");
+  EXPECT_EQ(User(FindPullSecret({file}, "h.io", "team/app")), "app");
+  EXPECT_EQ(User(FindPullSecret({file}, "i.io", "team/app")), "any");
+  EXPECT_EQ(User(FindPullSecret({file}, "a.i.io", "team/app")), "none");
+}
+
+TEST_F(PullSecretsTest, DockerHubHasItsOldName) {
+  const fs::path file = Write("f", Auths("https://index.docker.io/v1/", "hub"));
+  EXPECT_EQ(User(FindPullSecret({file}, "docker.io", "library/x")), "hub");
+}
+
+TEST_F(PullSecretsTest, NoHelperIsRun) {
+  Write("docker-credential-x", "#!/bin/sh\ntouch " + (folder_ / "ran").string(), 0755);
+  const std::string path = getenv("PATH");
+  setenv("PATH", (folder_.string() + ":" + path).c_str(), 1);
+  const fs::path file = Write("f", R"({"credsStore":"x","credHelpers":{"h.io":"x"}})");
+  EXPECT_EQ(User(FindPullSecret({file}, "h.io", "x")), "none");
+  setenv("PATH", path.c_str(), 1);
+  EXPECT_FALSE(fs::exists(folder_ / "ran"));
+}
+
+TEST_F(PullSecretsTest, ErrorsNameTheFileAndNoSecret) {
+  for (const std::string text : {"geheim", R"({"auths":{"h.io":{"auth":"geheim"}}})"}) {
+    const std::string error = User(FindPullSecret({Write("f.json", text)}, "h.io", "x"));
+    EXPECT_THAT(error, HasSubstr("f.json"));
+    EXPECT_THAT(error, Not(HasSubstr("geheim")));
+  }
+}
+
+TEST(MatchesImageTest, ComparesParts) {
+  EXPECT_TRUE(MatchesImage("h.io", "h.io/a/b"));
+  EXPECT_TRUE(MatchesImage("*.dkr.ecr.*.amazonaws.com", "12.dkr.ecr.eu-west-1.amazonaws.com/a"));
+  EXPECT_TRUE(MatchesImage("h.io:5000/a", "h.io:5000/a/b"));
+  EXPECT_FALSE(MatchesImage("*.io", "a.h.io/b"));
+  EXPECT_FALSE(MatchesImage("h.io:5000", "h.io/a"));
+  EXPECT_FALSE(MatchesImage("h.io", "h.io:5000/a"));
+  EXPECT_FALSE(MatchesImage("h.io/b", "h.io/a/b"));
+  EXPECT_FALSE(MatchesImage("h.io", "h.io.evil.com/a"));
+  EXPECT_FALSE(MatchesImage("", "h.io/a"));
+}
+
+class CredentialChainTest : public ProviderPluginsTest {};
+
+TEST_F(CredentialChainTest, ItsOrderIsToldPluginsSecretsDocker) {
+  Plugin("p", "Image", kAuth);
+  CredentialChain chain;
+  chain.docker_configs = {Write("docker.json", Auths("h.io", "docker"))};
+  EXPECT_EQ(User(FindCredentials(chain, "h.io", "a")), "docker");
+  chain.pull_secrets = {Write("secret.json", Auths("h.io", "secret"))};
+  EXPECT_EQ(User(FindCredentials(chain, "h.io", "a")), "secret");
+  chain.plugins = Load({"p"});
+  EXPECT_EQ(User(FindCredentials(chain, "h.io", "a")), "AWS");
+  chain.told = {{"h.io", {"told", "geheim", ""}}};
+  EXPECT_EQ(User(FindCredentials(chain, "h.io", "a")), "told");
+  EXPECT_EQ(User(FindCredentials(chain, "other.io", "a")), "none");
+}
+
+TEST_F(CredentialChainTest, WhatIsToldMayBeWrittenAsPeopleWriteIt) {
+  CredentialChain chain;
+  chain.told = {{"https://index.docker.io/v1/", {"hub", "geheim", ""}},
+                {"http://h.io:5000/", {"told", "geheim", ""}}};
+  EXPECT_EQ(User(FindCredentials(chain, "docker.io", "a")), "hub");
+  EXPECT_EQ(User(FindCredentials(chain, "h.io:5000", "a")), "told");
+  EXPECT_EQ(User(FindCredentials(chain, "h.io", "a")), "none");
+}
+
+TEST_F(CredentialChainTest, AFailureCountsOnlyWhereNothingElseIsFound) {
+  CredentialChain chain;
+  chain.pull_secrets = {Write("broken.json", "{")};
+  EXPECT_THAT(User(FindCredentials(chain, "h.io", "a")), HasSubstr("broken.json"));
+  chain.docker_configs = {Write("docker.json", Auths("h.io", "docker"))};
+  EXPECT_EQ(User(FindCredentials(chain, "h.io", "a")), "docker");
+}
+
+TEST_F(CredentialChainTest, DockersFilesMayBeOfOneHost) {
+  Write("d/h.io:5000/config.json", Auths("h.io:5000", "own"));
+  Write("d/config.json", Auths("i.io", "common"));
+  EXPECT_EQ(User(FindDockerCredentials({folder_ / "d"}, "h.io:5000")), "own");
+  EXPECT_EQ(User(FindDockerCredentials({folder_ / "d"}, "i.io")), "common");
+  EXPECT_EQ(User(FindDockerCredentials({folder_ / "d"}, "../d")), "none");
+}
+
+}  // namespace
+}  // namespace kapsule::registry
