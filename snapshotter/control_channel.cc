@@ -18,17 +18,32 @@ namespace {
 // A peer that does not read must not hold a caller for ever.
 constexpr timeval kSendTimeout{1, 0};
 
-// kapsule-fuse reads hostile bytes, so what it says is not trusted: it goes to
-// logs, terminals and containerd.
+// The peers read hostile bytes, so what they say is not trusted: it goes to logs,
+// terminals and containerd.
 absl::Status Cleaned(const absl::Status& status) {
-  return absl::Status(status.code(),
-                      PrintableAscii(Message(status), ControlChannel::kMaxErrorText));
+  return absl::Status(status.code(), PrintableAscii(Message(status), kMaxPeerText));
 }
+
+absl::Status Send(int socket, const v1::DataPlaneRequest& request, const std::vector<int>& fds) {
+  return control::SendRequest(socket, request, fds);
+}
+absl::Status Send(int socket, const v1::FetchRequest& request, const std::vector<int>& fds) {
+  return control::SendFetchRequest(socket, request, fds);
+}
+absl::StatusOr<v1::DataPlaneReply> Receive(DataPlaneProtocol, int socket) {
+  return control::ReceiveReply(socket);
+}
+absl::StatusOr<control::ReceivedFetchReply> Receive(FetchProtocol, int socket) {
+  return control::ReceiveFetchReply(socket);
+}
+const v1::DataPlaneReply& MessageOf(const v1::DataPlaneReply& reply) { return reply; }
+const v1::FetchReply& MessageOf(const control::ReceivedFetchReply& reply) { return reply.message; }
 
 }  // namespace
 
 // Ids begin above those of whoever had the socket before.
-ControlChannel::ControlChannel(UniqueFd socket, std::function<void()> on_end)
+template <typename Protocol>
+CallChannel<Protocol>::CallChannel(UniqueFd socket, std::function<void()> on_end)
     : socket_(std::move(socket)),
       leave_(eventfd(0, EFD_CLOEXEC)),
       on_end_(std::move(on_end)),
@@ -37,51 +52,60 @@ ControlChannel::ControlChannel(UniqueFd socket, std::function<void()> on_end)
   reader_ = std::thread([this] { ReadReplies(); });
 }
 
-void ControlChannel::Shutdown() { shutdown(socket_.get(), SHUT_RDWR); }
+template <typename Protocol>
+void CallChannel<Protocol>::Shutdown() {
+  shutdown(socket_.get(), SHUT_RDWR);
+}
 
-void ControlChannel::Close() {
+template <typename Protocol>
+void CallChannel<Protocol>::Close() {
   if (!reader_.joinable()) return;
   Shutdown();
   Join();
 }
 
-void ControlChannel::Leave() {
+template <typename Protocol>
+void CallChannel<Protocol>::Leave() {
   if (reader_.joinable()) Join();
 }
 
-void ControlChannel::Join() {
+template <typename Protocol>
+void CallChannel<Protocol>::Join() {
   const uint64_t one = 1;
   if (write(leave_.get(), &one, sizeof(one)) < 0) log::error("write an eventfd failed");
   reader_.join();
 }
 
-bool ControlChannel::ended() const {
+template <typename Protocol>
+bool CallChannel<Protocol>::ended() const {
   absl::MutexLock lock(&mu_);
   return ended_;
 }
 
-absl::StatusOr<v1::DataPlaneReply> ControlChannel::Call(v1::DataPlaneRequest request,
-                                                        const std::vector<int>& fds,
-                                                        absl::Time deadline) {
+template <typename Protocol>
+absl::StatusOr<typename Protocol::Reply> CallChannel<Protocol>::Call(Request request,
+                                                                     const std::vector<int>& fds,
+                                                                     absl::Time deadline) {
   Pending pending;
   {
     absl::MutexLock lock(&mu_);
-    if (ended_) return Unavailable("kapsule-fuse has ended");
+    if (ended_) return Unavailable("{} has ended", Protocol::kPeer);
     request.set_id(++last_id_);
     pending_.emplace(request.id(), &pending);
   }
-  const absl::Status sent = control::SendRequest(socket_.get(), request, fds);
+  const absl::Status sent = Send(socket_.get(), request, fds);
   absl::MutexLock lock(&mu_);
   if (sent.ok()) mu_.AwaitWithDeadline(absl::Condition(&pending.done), deadline);
   pending_.erase(request.id());
-  if (!sent.ok()) return Annotate(sent, "ask kapsule-fuse");
-  if (!pending.done) return DeadlineExceeded("kapsule-fuse has not answered in time");
-  if (pending.reply.ok()) RETURN_IF_ERROR(Cleaned(control::StatusOf(*pending.reply)));
+  if (!sent.ok()) return Annotate(sent, fmt::format("ask {}", Protocol::kPeer));
+  if (!pending.done) return DeadlineExceeded("{} has not answered in time", Protocol::kPeer);
+  if (pending.reply.ok()) RETURN_IF_ERROR(Cleaned(control::StatusOf(MessageOf(*pending.reply))));
   return std::move(pending.reply);
 }
 
 // False where the reader is to end.
-bool ControlChannel::WaitForReply() const {
+template <typename Protocol>
+bool CallChannel<Protocol>::WaitForReply() const {
   for (;;) {
     pollfd fds[] = {{socket_.get(), POLLIN, 0}, {leave_.get(), POLLIN, 0}};
     if (poll(fds, std::size(fds), -1) < 0 && errno != EINTR) return false;
@@ -90,12 +114,13 @@ bool ControlChannel::WaitForReply() const {
   }
 }
 
-void ControlChannel::ReadReplies() {
+template <typename Protocol>
+void CallChannel<Protocol>::ReadReplies() {
   while (WaitForReply()) {
-    absl::StatusOr<v1::DataPlaneReply> reply = control::ReceiveReply(socket_.get());
+    absl::StatusOr<Reply> reply = Receive(Protocol(), socket_.get());
     if (!reply.ok()) break;
     absl::MutexLock lock(&mu_);
-    const auto it = pending_.find(reply->id());
+    const auto it = pending_.find(MessageOf(*reply).id());
     if (it == pending_.end()) continue;  // its caller has gone
     it->second->reply = std::move(reply);
     it->second->done = true;
@@ -105,11 +130,14 @@ void ControlChannel::ReadReplies() {
     ended_ = true;
     for (auto& [id, pending] : pending_) {
       if (pending->done) continue;
-      pending->reply = Unavailable("kapsule-fuse has ended");
+      pending->reply = Unavailable("{} has ended", Protocol::kPeer);
       pending->done = true;
     }
   }
   on_end_();
 }
+
+template class CallChannel<DataPlaneProtocol>;
+template class CallChannel<FetchProtocol>;
 
 }  // namespace kapsule::snapshotter

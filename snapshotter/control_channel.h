@@ -1,4 +1,4 @@
-// Requests to one kapsule-fuse process and the answers to them.
+// Requests to one kapsule-fuse or kapsule-fetch process and the answers to them.
 #pragma once
 
 #include <absl/base/thread_annotations.h>
@@ -12,34 +12,50 @@
 
 #include "core/base/file.h"
 #include "core/control/control_wire.h"
+#include "core/control/fetch_control.h"
 
 namespace kapsule::snapshotter {
 
+inline constexpr size_t kMaxPeerText = 1024;  // of an error
+
+struct DataPlaneProtocol {
+  static constexpr const char* kPeer = "kapsule-fuse";
+  using Request = v1::DataPlaneRequest;
+  using Reply = v1::DataPlaneReply;
+};
+struct FetchProtocol {
+  static constexpr const char* kPeer = "kapsule-fetch";
+  using Request = v1::FetchRequest;
+  using Reply = control::ReceivedFetchReply;
+};
+
 // Thread-safe. One thread of its own reads the answers.
-class ControlChannel {
+template <typename Protocol>
+class CallChannel {
  public:
-  static constexpr size_t kMaxErrorText = 1024;
+  using Request = typename Protocol::Request;
+  using Reply = typename Protocol::Reply;
 
   // `socket` may have been another process's: what answers that one's requests is
   // ignored. `on_end` is called once from that thread, when the peer is gone, breaks
   // the protocol, or Close() or Leave() was called.
-  ControlChannel(UniqueFd socket, std::function<void()> on_end);
-  ~ControlChannel() { Close(); }
+  CallChannel(UniqueFd socket, std::function<void()> on_end);
+  ~CallChannel() { Close(); }
 
   // Sends a request, whose id is chosen here, and waits for its answer; errors
-  // of kapsule-fuse come back with their code, and their text printable and cut
-  // to kMaxErrorText.
+  // of the peer come back with their code, and their text printable and cut to
+  // kMaxPeerText.
   //   Unavailable       the channel has ended
   //   DeadlineExceeded  no answer in time
-  absl::StatusOr<v1::DataPlaneReply> Call(v1::DataPlaneRequest request, const std::vector<int>& fds,
-                                          absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<Reply> Call(Request request, const std::vector<int>& fds, absl::Time deadline)
+      ABSL_LOCKS_EXCLUDED(mu_);
 
-  // Ends the connection: kapsule-fuse sees it closed, and every call fails. Does
+  // Ends the connection: the peer sees it closed, and every call fails. Does
   // not wait for on_end.
   void Shutdown();
   // Shutdown(), and on_end has returned. From one thread only.
   void Close();
-  // As Close(), but kapsule-fuse sees nothing while there is a duplicate of the
+  // As Close(), but the peer sees nothing while there is a duplicate of the
   // socket somewhere.
   void Leave();
 
@@ -49,7 +65,7 @@ class ControlChannel {
  private:
   struct Pending {
     bool done = false;
-    absl::StatusOr<v1::DataPlaneReply> reply = absl::UnknownError("no answer");
+    absl::StatusOr<Reply> reply = absl::UnknownError("no answer");
   };
   void ReadReplies() ABSL_LOCKS_EXCLUDED(mu_);
   bool WaitForReply() const;
@@ -66,5 +82,10 @@ class ControlChannel {
 
   std::thread reader_;  // uses all of the above
 };
+
+using ControlChannel = CallChannel<DataPlaneProtocol>;
+using FetchChannel = CallChannel<FetchProtocol>;
+extern template class CallChannel<DataPlaneProtocol>;
+extern template class CallChannel<FetchProtocol>;
 
 }  // namespace kapsule::snapshotter

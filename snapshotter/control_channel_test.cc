@@ -34,7 +34,7 @@ TEST(ControlChannelTest, WhatThePeerSaysIsMadePrintable) {
 }
 
 TEST(ControlChannelTest, WhatThePeerSaysIsBounded) {
-  constexpr size_t kMax = ControlChannel::kMaxErrorText;
+  constexpr size_t kMax = kMaxPeerText;
   for (const size_t size : {kMax - 1, kMax, kMax + 1, 4 * kMax})
     EXPECT_EQ(ErrorOf(std::string(size, 'x')).message().size(), std::min(size, kMax)) << size;
 }

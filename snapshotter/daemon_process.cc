@@ -83,6 +83,13 @@ std::optional<pid_t> PidOf(int pidfd) {
   return std::nullopt;
 }
 
+// Not pidfd_open(3): the header of glibc 2.36 does not compile for C++.
+UniqueFd OpenPidfd(pid_t pid) {
+  return UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+}
+
+constexpr size_t kMaxNameBytes = 15;  // of what the kernel calls a process
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DaemonProcess>> DaemonProcess::Start(
@@ -91,8 +98,7 @@ absl::StatusOr<std::unique_ptr<DaemonProcess>> DaemonProcess::Start(
   ASSIGN_OR_RETURN(const std::vector<UniqueFd> high, OutOfTheWay(fds));
   arguments.insert(arguments.begin(), program.string());
   ASSIGN_OR_RETURN(const pid_t pid, SpawnPlan(high).Run(program.string(), arguments));
-  // Not pidfd_open(3): the header of glibc 2.36 does not compile for C++.
-  UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+  UniqueFd pidfd = OpenPidfd(pid);
   const int error = errno;
   if (pidfd.valid())
     return std::unique_ptr<DaemonProcess>(new DaemonProcess(pid, std::move(pidfd)));
@@ -105,6 +111,22 @@ absl::StatusOr<std::unique_ptr<DaemonProcess>> DaemonProcess::Adopt(UniqueFd pid
   const std::optional<pid_t> pid = PidOf(pidfd.get());
   if (!pid) return InvalidArgument("not a descriptor of a process");
   return std::unique_ptr<DaemonProcess>(new DaemonProcess(*pid, std::move(pidfd)));
+}
+
+absl::StatusOr<std::unique_ptr<DaemonProcess>> DaemonProcess::Find(pid_t pid,
+                                                                   std::string_view program) {
+  UniqueFd pidfd = OpenPidfd(pid);
+  if (!pidfd.valid()) return NotFound("there is no process {}", pid);
+  std::ifstream in(fmt::format("/proc/{}/comm", pid));
+  std::string name;
+  std::getline(in, name);
+  if (name != program.substr(0, kMaxNameBytes))
+    return NotFound("process {} is not {}", pid, program);
+  ASSIGN_OR_RETURN(std::unique_ptr<DaemonProcess> process, Adopt(std::move(pidfd)));
+  // The name was that of the process which the descriptor is of.
+  if (!process->WaitForEnd(0)) return process;
+  process->Leave();
+  return NotFound("process {} has ended", pid);
 }
 
 DaemonProcess::~DaemonProcess() { End(); }

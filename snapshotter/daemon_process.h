@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/base/file.h"
@@ -28,6 +29,10 @@ class DaemonProcess {
   // One that somebody else started, running or not.
   //   InvalidArgument  not a pidfd
   static absl::StatusOr<std::unique_ptr<DaemonProcess>> Adopt(UniqueFd pidfd);
+  // By its number, which may be another's by now: `program` must be what it runs, by
+  // the first 15 bytes of the file's name.
+  //   NotFound  it has ended, or runs something else
+  static absl::StatusOr<std::unique_ptr<DaemonProcess>> Find(pid_t pid, std::string_view program);
   ~DaemonProcess();
 
   pid_t pid() const { return pid_; }          // -1: adopted, and it had ended by then

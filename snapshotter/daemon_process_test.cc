@@ -4,11 +4,14 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <filesystem>
+
+#include "snapshotter/daemon_process_activity.h"
 
 namespace kapsule::snapshotter {
 namespace {
@@ -51,6 +54,42 @@ TEST(DaemonProcessTest, TheChildGetsTheDescriptorsInOrderAndNoOther) {
 TEST(DaemonProcessTest, AMissingProgramIsNotFound) {
   EXPECT_EQ(DaemonProcess::Start("/no/such/program", {}, {}).status().code(),
             absl::StatusCode::kNotFound);
+}
+
+TEST(DaemonProcessTest, OneIsFoundByItsNumberWhereItRunsTheProgram) {
+  const std::unique_ptr<DaemonProcess> process = Sleeper();
+  EXPECT_EQ(DaemonProcess::Find(process->pid(), "kapsule-holder").status().code(),
+            absl::StatusCode::kNotFound);
+  EXPECT_FALSE(process->WaitForEnd(0));
+  auto found = DaemonProcess::Find(process->pid(), "sleep");
+  ASSERT_TRUE(found.ok()) << found.status();
+  EXPECT_EQ((*found)->pid(), process->pid());
+  EXPECT_EQ((*found)->End(), "signal 9");
+  EXPECT_EQ(DaemonProcess::Find(process->pid(), "sleep").status().code(),
+            absl::StatusCode::kNotFound);
+}
+
+TEST(DaemonProcessTest, WhatAProcessDoesIsSeen) {
+  const auto begin = [](const std::string& script) {
+    return DaemonProcess::Start("/bin/sh", {"-c", script}, {}).value();
+  };
+  const auto activity = [](const std::unique_ptr<DaemonProcess>& process) {
+    return ActivityOf(process->pid()).value();
+  };
+  const std::unique_ptr<DaemonProcess> busy = begin("while :; do :; done");
+  const ProcessActivity before = activity(busy);
+  absl::SleepFor(absl::Milliseconds(100));
+  EXPECT_FALSE(activity(busy).all.StillSince(before.all));
+  EXPECT_FALSE(activity(busy).main.StillSince(before.main));
+  ASSERT_EQ(kill(busy->pid(), SIGSTOP), 0);
+  absl::SleepFor(absl::Milliseconds(50));
+  const ProcessActivity stopped = activity(busy);
+  EXPECT_TRUE(activity(busy).all.StillSince(stopped.all));
+  EXPECT_FALSE(stopped.traced);
+  ASSERT_EQ(ptrace(PTRACE_SEIZE, busy->pid(), nullptr, nullptr), 0);
+  EXPECT_TRUE(activity(busy).traced);
+  busy->End();
+  EXPECT_FALSE(ActivityOf(busy->pid()).ok());
 }
 
 TEST(DaemonProcessTest, ItIsKilledAndReapedAtTheEnd) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/control/control_wire.h"
 #include "core/keyprovider/wire.h"
 #include "snapshotter/fuse_supervisor.h"
 
@@ -14,6 +15,11 @@ namespace {
 uint32_t TimeoutMs(absl::Time deadline) {
   const int64_t left = absl::ToInt64Milliseconds(deadline - absl::Now());
   return static_cast<uint32_t>(std::clamp<int64_t>(left, 1, 3'600'000));
+}
+
+absl::StatusOr<UniqueFd> RecordMemfd(const oci::Annotations& annotations, bool remote) {
+  const control::LayerRecord record = {keyprovider::AnnotationsToJson(annotations), remote};
+  return SealedMemfd("record", AsBytes(control::RecordToJson(record)));
 }
 
 absl::StatusOr<UniqueFd> AnnotationsMemfd(const oci::Annotations& annotations) {
@@ -43,15 +49,27 @@ absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Start(Options options) {
 
 absl::StatusOr<fs::path> DataPlane::Open(const oci::Digest& digest, uint64_t size, bool encrypted,
                                          UniqueFd blob, const oci::Annotations& annotations,
-                                         absl::Time deadline) {
-  ASSIGN_OR_RETURN(const UniqueFd memfd, AnnotationsMemfd(annotations));
+                                         absl::Time deadline, bool remote) {
+  ASSIGN_OR_RETURN(const UniqueFd record, RecordMemfd(annotations, remote));
   v1::DataPlaneRequest request;
   request.mutable_open()->set_digest(digest.hex());
   request.mutable_open()->set_size(size);
   request.mutable_open()->set_encrypted(encrypted);
   request.mutable_open()->set_timeout_ms(TimeoutMs(deadline));
-  RETURN_IF_ERROR(supervisor_->Call(request, {blob.get(), memfd.get()}, deadline).status());
+  request.mutable_open()->set_remote(remote);
+  RETURN_IF_ERROR(supervisor_->Call(request, {blob.get(), record.get()}, deadline).status());
   return views_ / digest.hex();
+}
+
+absl::Status DataPlane::UseFetcher(const UniqueFd& socket, absl::Time deadline) {
+  return supervisor_->UseFetcher(socket, deadline);
+}
+
+absl::Status DataPlane::UseLocal(const oci::Digest& digest, const UniqueFd& blob,
+                                 absl::Time deadline) {
+  v1::DataPlaneRequest request;
+  request.mutable_use_local()->set_digest(digest.hex());
+  return supervisor_->Call(request, {blob.get()}, deadline).status();
 }
 
 absl::Status DataPlane::Authorise(const oci::Digest& digest, const oci::Annotations& annotations,

@@ -44,11 +44,20 @@ class DataPlane {
     // How long successors are tried where each of them fails, before the connection
     // is given up: all its readers then have I/O errors.
     absl::Duration give_up_after = absl::Minutes(2);
+    // After so long a kapsule-fuse that runs, but does nothing of what is asked of it
+    // (FuseLifeWatch), is killed and succeeded. Infinite: never, as for debugging.
+    absl::Duration stuck_after = absl::Seconds(10);
+    // How long after Start() calls of an earlier run may still be under way.
+    absl::Duration settle_after = absl::Minutes(1);
     // Called from the watching thread, and on_death also by Start(). on_death: before
     // a new FUSE connection is made, whose views are other files than those of
     // earlier ones; nothing of those may stay mounted. on_restart: the new one is
-    // served. Of a successor, which serves the same views, they hear nothing.
-    std::function<void()> on_death = {}, on_restart = {};
+    // served. on_takeover: a successor serves the same views, except those that it
+    // lost, which are no longer open.
+    std::function<void()> on_death = {}, on_restart = {}, on_takeover = {};
+    // From the same thread, once after Start() went on with an earlier run: the hex
+    // digests of the views when all calls of that run have ended.
+    std::function<void(const std::vector<std::string>&)> on_settled = {};
   };
   // Goes on with what an earlier run left (Leave()), where that still works: its
   // FUSE connection, and its kapsule-fuse, or else a successor. A program that is not
@@ -69,7 +78,8 @@ class DataPlane {
   const std::optional<std::vector<std::string>>& adopted() const;
 
   // Opens a layer and returns the path of its view, a file to mount as EROFS.
-  // `blob` is read-only (O_DIRECT where the file system takes it). For a plain
+  // `blob` is read-only (O_DIRECT where the file system takes it); `remote`: it is
+  // kapsule-fetch's file of it, whose blocks come as they are read. For a plain
   // layer the annotations hold kIndexAnnotation; for an encrypted one also the
   // wrapped keys. Opening an open layer compares the keys. Waits while a successor
   // takes over. Errors of kapsule-fuse come back with code and message:
@@ -79,7 +89,16 @@ class DataPlane {
   absl::StatusOr<std::filesystem::path> Open(const oci::Digest& digest, uint64_t size,
                                              bool encrypted, UniqueFd blob,
                                              const oci::Annotations& annotations,
-                                             absl::Time deadline);
+                                             absl::Time deadline, bool remote = false);
+
+  // Has remote blobs asked for through `socket`, the data socket of kapsule-fetch:
+  // by successors too, but not where a new FUSE connection is made (on_restart).
+  absl::Status UseFetcher(const UniqueFd& socket, absl::Time deadline);
+  // All of a blob that was opened as remote is in the file `blob` now, read-only: it is
+  // read there from now on. Nothing for layers that are not remote.
+  //   NotFound     the layer is not open
+  //   Unavailable  not yet, or not for successors: try again
+  absl::Status UseLocal(const oci::Digest& digest, const UniqueFd& blob, absl::Time deadline);
 
   // Whether `annotations` unwrap to the key, nonce and root of the open layer.
   //   PermissionDenied  they do not

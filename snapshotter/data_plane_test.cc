@@ -132,7 +132,7 @@ TEST_F(OpenTest, TheProcessHasNoRightsAndNoNetwork) {
     EXPECT_EQ(target.find("keys.sock"), std::string::npos);
     ++fds;
   }
-  EXPECT_LE(fds, 9);  // 0-2, control, holder, /dev/fuse, requests, signalfd, eventfd
+  EXPECT_LE(fds, 10);  // 0-2, control, holder, /dev/fuse, requests, signalfd, two eventfds
 }
 
 TEST_F(OpenTest, AKeyOfAnotherNodeIsNotFound) {

@@ -17,6 +17,26 @@ namespace {
 using control::Holder;
 
 constexpr int kHolderEndMs = 2000;
+constexpr int kMaxAsked = 3;
+// kapsule-fuse keeps so many reads apart that wait; with fewer of all kinds under way
+// one of its threads is always there for the next request.
+constexpr int kMaxApart = 4096;
+
+const absl::Status& StatusOf(const absl::Status& status) { return status; }
+template <typename T>
+const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
+  return result.status();
+}
+
+// Asks a holder that does not answer again: what it has is what containers read
+// through, and it may only be short of time.
+template <typename Ask>
+auto Patiently(const Ask& ask) {
+  auto answer = ask();
+  for (int asked = 1; asked < kMaxAsked && absl::IsUnavailable(StatusOf(answer)); ++asked)
+    answer = ask();
+  return answer;
+}
 
 absl::StatusOr<UniqueFd> GetOne(const Holder& holder, std::string_view name) {
   ASSIGN_OR_RETURN(std::vector<UniqueFd> fds, holder.Get(name));
@@ -25,16 +45,26 @@ absl::StatusOr<UniqueFd> GetOne(const Holder& holder, std::string_view name) {
   return std::move(fds[0]);
 }
 
-// Whether the kernel still has the connection of this device.
-absl::Status CheckDevice(const Holder& holder) {
-  ASSIGN_OR_RETURN(const UniqueFd device, GetOne(holder, control::kHeldFuse));
+absl::StatusOr<UniqueFd> DeviceOf(const Holder& holder) {
+  ASSIGN_OR_RETURN(UniqueFd device, GetOne(holder, control::kHeldFuse));
   struct stat st;
   if (fstat(device.get(), &st) != 0) return ErrnoStatus(errno, "stat the held FUSE device");
   if (!S_ISCHR(st.st_mode) || st.st_rdev != makedev(10, 229))
     return InvalidArgument("what the holder has as FUSE device is none");
-  pollfd state{device.get(), 0, 0};
+  return device;
+}
+
+absl::StatusOr<short> Poll(const UniqueFd& device) {
+  pollfd state{device.get(), POLLIN, 0};
   if (poll(&state, 1, 0) < 0) return ErrnoStatus(errno, "poll the held FUSE device");
-  if ((state.revents & POLLERR) != 0) return FailedPrecondition("the FUSE connection has ended");
+  return state.revents;
+}
+
+// Whether the kernel still has the connection of this device.
+absl::Status CheckDevice(const Holder& holder) {
+  ASSIGN_OR_RETURN(const UniqueFd device, DeviceOf(holder));
+  ASSIGN_OR_RETURN(const short state, Poll(device));
+  if ((state & POLLERR) != 0) return FailedPrecondition("the FUSE connection has ended");
   return absl::OkStatus();
 }
 
@@ -51,12 +81,22 @@ absl::StatusOr<FuseConnection::Server> ServerOf(const Holder& holder) {
   return server;
 }
 
-// An end that the holder tells by its connection; one that hangs is only left alone.
+// An end that the holder tells by its connection.
 void QuitHolder(const Holder& holder) {
   const absl::Status quit = holder.Quit();
   pollfd gone{holder.connection(), POLLIN, 0};
   if (poll(&gone, 1, kHolderEndMs) != 1)
     log::warn("kapsule-holder does not end: {}", quit.ok() ? "no reason" : Describe(quit));
+}
+
+// The holder at the other end. Null where that cannot be told.
+std::unique_ptr<DaemonProcess> ProcessOf(const UniqueFd& connection,
+                                         const FuseConnection::Options& options) {
+  const absl::StatusOr<PeerCredentials> peer = PeerOf(connection.get());
+  if (!peer.ok()) return nullptr;
+  absl::StatusOr<std::unique_ptr<DaemonProcess>> process =
+      DaemonProcess::Find(peer->pid, options.holder_program.filename().native());
+  return process.ok() ? *std::move(process) : nullptr;
 }
 
 // `stored` come before the listening socket, as kapsule-holder --help says.
@@ -98,19 +138,22 @@ absl::StatusOr<std::unique_ptr<FuseConnection>> FuseConnection::Adopt(
     socket = ConnectUnix(options.holder_socket, SOCK_SEQPACKET);
   }
   if (!socket.ok()) return NotFound("no holder: {}", Message(socket.status()));
-  absl::Status status;
-  {
-    ASSIGN_OR_RETURN(UniqueFd copy, socket->Duplicate());
-    const Holder holder(std::move(copy));
-    status = CheckDevice(holder);
-    absl::StatusOr<FuseMount> mount = FuseMount::Adopt(options.views);
-    if (status.ok() && mount.ok())
-      return std::unique_ptr<FuseConnection>(
-          new FuseConnection(options, std::move(process), *std::move(socket), *std::move(mount)));
-    if (mount.ok()) mount->Leave();
-    if (status.ok()) status = mount.status();
+  if (process == nullptr) process = ProcessOf(*socket, options);
+  absl::StatusOr<FuseMount> mount = FuseMount::Adopt(options.views);
+  ASSIGN_OR_RETURN(UniqueFd copy, socket->Duplicate());
+  const Holder holder(std::move(copy), options.patience);
+  absl::Status status = Patiently([&] { return CheckDevice(holder); });
+  if (status.ok() && mount.ok())
+    return std::unique_ptr<FuseConnection>(
+        new FuseConnection(options, std::move(process), *std::move(socket), *std::move(mount)));
+  // What runs is ended by its process, or else by the end of its mount.
+  const bool hangs = absl::IsUnavailable(status);
+  if (status.ok()) status = mount.status();
+  if (!hangs) {
     if (absl::StatusOr<Server> server = ServerOf(holder); server.ok()) server->process->End();
     QuitHolder(holder);
+  } else {
+    unlink(options.holder_socket.c_str());
   }
   return FailedPrecondition("{}", Message(status));
 }
@@ -147,11 +190,20 @@ absl::Status FuseConnection::Remember(const DaemonProcess& process, int control)
 }
 
 absl::StatusOr<FuseConnection::Server> FuseConnection::Remembered() const {
-  return ServerOf(holder_);
+  return Patiently([this] { return ServerOf(holder_); });
+}
+
+absl::StatusOr<bool> FuseConnection::RequestsLie() const {
+  ASSIGN_OR_RETURN(const UniqueFd device, DeviceOf(holder_));
+  ASSIGN_OR_RETURN(const short state, Poll(device));
+  if ((state & POLLIN) == 0) return false;
+  // Where that cannot be told, FuseMount::Tune() could not allow so many either.
+  return mount_->Unanswered().value_or(0) < kMaxApart;
 }
 
 absl::StatusOr<std::vector<std::string>> FuseConnection::Views() const {
-  ASSIGN_OR_RETURN(std::vector<std::string> names, holder_.List(control::kHeldViewPrefix));
+  ASSIGN_OR_RETURN(std::vector<std::string> names,
+                   Patiently([this] { return holder_.List(control::kHeldViewPrefix); }));
   for (std::string& name : names) name.erase(0, control::kHeldViewPrefix.size());
   return names;
 }

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include <absl/time/time.h>
+
 #include "core/control/holder_wire.h"
 #include "snapshotter/daemon_process.h"
 #include "snapshotter/fuse_mount.h"
@@ -28,20 +30,23 @@ class FuseConnection {
     uid_t uid = 0;  // of the holder and of kapsule-fuse
     gid_t gid = 0;
     std::string log_level = "info";
+    absl::Duration patience = absl::Seconds(5);  // with the holder, for one answer
   };
 
   // A new mount, which must be the only one, and a new holder.
   static absl::StatusOr<std::unique_ptr<FuseConnection>> Make(const Options& options);
   // What an earlier run left; its holder too, or else the service manager has kept
   // the holder's descriptors and gave us `stored` (sd_listen_fds(3)), which a new
-  // holder gets. Where it cannot be used any more, holder and kapsule-fuse are ended.
+  // holder gets. A holder that does not answer is asked a few times. Where it cannot
+  // be used any more, holder and kapsule-fuse are ended.
   //   NotFound            there is none
   //   FailedPrecondition  it could not be used
   static absl::StatusOr<std::unique_ptr<FuseConnection>> Adopt(const Options& options,
                                                                const std::vector<int>& stored);
   ~FuseConnection() { End(); }
 
-  // Ends the holder and detaches the mount; the last thing to call.
+  // Ends the holder, also one that hangs, and detaches the mount; the last thing to
+  // call.
   void End();
   // In place of End(): leaves both as they are.
   void Leave();
@@ -56,16 +61,22 @@ class FuseConnection {
 
   // Before the process is asked to serve: whoever comes next then finds it.
   absl::Status Remember(const DaemonProcess& process, int control) const;
-  // What was remembered last.
+  // What was remembered last. As Views(), this asks a few times.
   struct Server {
     std::unique_ptr<DaemonProcess> process;
     UniqueFd control;  // invalid where it was not remembered
   };
   //   NotFound, InvalidArgument  there is none
+  //   Unavailable                the holder does not answer
   absl::StatusOr<Server> Remembered() const;
 
   // Hex digests of the views that are held, sorted.
   absl::StatusOr<std::vector<std::string>> Views() const;
+
+  // Whether requests of the kernel lie there that nobody has taken, while there are
+  // not so many under way that a kapsule-fuse which is well might leave them.
+  //   Unavailable  the holder does not answer
+  absl::StatusOr<bool> RequestsLie() const;
 
   // FuseMount::Tune().
   void Tune() const { mount_->Tune(); }
@@ -75,11 +86,11 @@ class FuseConnection {
                  FuseMount mount)
       : options_(std::move(options)),
         process_(std::move(process)),
-        holder_(std::move(holder)),
+        holder_(std::move(holder), options_.patience),
         mount_(std::move(mount)) {}
 
   const Options options_;
-  std::unique_ptr<DaemonProcess> process_;  // of the holder; null where it was adopted
+  std::unique_ptr<DaemonProcess> process_;  // of the holder; null where it is not known
   const control::Holder holder_;
   std::optional<FuseMount> mount_;  // none after the end
 };

@@ -1,5 +1,6 @@
 #include "snapshotter/fuse_mount.h"
 
+#include <absl/strings/numbers.h>
 #include <fcntl.h>
 #include <sys/mount.h>
 
@@ -35,6 +36,13 @@ void WriteNumber(const std::string& path, int number) {
   status = fd.ok() ? Annotate(WriteAll(fd->get(), AsBytes(text)), path) : fd.status();
   if (!status.ok()) log::debug("FUSE setting stays as it is: {}", Describe(status));
 }
+
+// Of the mount with this device.
+std::string ControlFolder(const std::string& device) {
+  return "/sys/fs/fuse/connections/" + device.substr(device.find(':') + 1);
+}
+
+constexpr uint64_t kMaxNumberBytes = 32;
 
 }  // namespace
 
@@ -76,9 +84,19 @@ void FuseMount::Tune() const {
   if (!devices.ok() || devices->empty()) return;
   const std::string& device = devices->back();
   WriteNumber("/sys/class/bdi/" + device + "/read_ahead_kb", kReadAheadKiB);
-  const std::string connection = "/sys/fs/fuse/connections/" + device.substr(device.find(':') + 1);
+  const std::string connection = ControlFolder(device);
   WriteNumber(connection + "/max_background", kMaxBackground);
   WriteNumber(connection + "/congestion_threshold", kMaxBackground / 4 * 3);
+}
+
+absl::StatusOr<int> FuseMount::Unanswered() const {
+  ASSIGN_OR_RETURN(const std::vector<std::string> devices, FuseDevicesAt(path_));
+  if (devices.empty()) return NotFound("no FUSE mount at {}", path_.string());
+  ASSIGN_OR_RETURN(const std::string text,
+                   ReadFile(ControlFolder(devices.back()) + "/waiting", kMaxNumberBytes));
+  int number = 0;
+  if (!absl::SimpleAtoi(text, &number)) return Internal("\"{}\" requests wait", text);
+  return number;
 }
 
 }  // namespace kapsule::snapshotter

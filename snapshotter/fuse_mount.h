@@ -34,6 +34,10 @@ class FuseMount {
   // answered. Best effort: says in the log what could not be set.
   void Tune() const;
 
+  // How many requests of the kernel are not answered yet. Says nothing to the mount.
+  //   NotFound  it cannot be told: /sys/fs/fuse/connections is not mounted
+  absl::StatusOr<int> Unanswered() const;
+
  private:
   FuseMount(std::filesystem::path path, UniqueFd device)
       : path_(std::move(path)), device_(std::move(device)) {}

@@ -1,7 +1,6 @@
 #include "snapshotter/fuse_supervisor.h"
 
 #include <absl/time/clock.h>
-#include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -13,12 +12,8 @@
 namespace kapsule::snapshotter {
 namespace {
 
-constexpr absl::Duration kMinPause = absl::Milliseconds(100), kMaxPause = absl::Seconds(5);
-// A process that lived this long did not fail at its start.
-constexpr absl::Duration kStableLife = absl::Seconds(10);
-// Processes that die as soon as they serve must not take all of the processor.
-constexpr absl::Duration kShortLife = absl::Milliseconds(100);
-constexpr int kMaxShortLives = 32;
+// Of the holder, which does little: it is silent before kapsule-fuse is stuck.
+constexpr absl::Duration kHolderPatience = absl::Seconds(5);
 
 }  // namespace
 
@@ -29,9 +24,9 @@ FuseSupervisor::FuseSupervisor(DataPlane::Options options)
                           .holder_socket = options_.holder_socket,
                           .uid = options_.uid,
                           .gid = options_.gid,
-                          .log_level = options_.log_level},
-      wake_(eventfd(0, EFD_CLOEXEC)),
-      pause_(kMinPause) {}
+                          .log_level = options_.log_level,
+                          .patience = std::min(kHolderPatience, options_.stuck_after)},
+      wake_(eventfd(0, EFD_CLOEXEC)) {}
 
 absl::Status FuseSupervisor::Start() {
   if (!wake_.valid()) return ErrnoStatus(errno, "eventfd");
@@ -73,6 +68,7 @@ void FuseSupervisor::Stop() {
     return;
   }
   if (life_ != nullptr) life_->Leave();
+  watch_.reset();
   life_.reset();
   absl::MutexLock lock(&mu_);
   if (connection_ != nullptr) connection_->Leave();
@@ -83,16 +79,15 @@ void FuseSupervisor::Leave() {
   leaving_ = true;
 }
 
-// Goes on with what an earlier run left.
+// Goes on with what an earlier run left. Where the holder does not tell who serves,
+// that one may run on: then nobody takes over from it.
 absl::Status FuseSupervisor::Adopt() {
   ASSIGN_OR_RETURN(std::shared_ptr<FuseConnection> connection,
                    FuseConnection::Adopt(connection_options_, options_.stored_fds));
-  {
-    absl::MutexLock lock(&mu_);
-    connection_ = connection;
-    failover_ = true;
-  }
-  const absl::Status status = GoOn(*connection);
+  SetConnection(connection);
+  absl::StatusOr<FuseConnection::Server> server = connection->Remembered();
+  if (absl::IsUnavailable(server.status())) return server.status();
+  const absl::Status status = server.ok() ? GoOn(*std::move(server)) : server.status();
   if (status.ok()) {
     log::info("going on with kapsule-fuse {}", life_->pid());
     connection->Tune();  // an earlier run may have ended before it did
@@ -101,15 +96,23 @@ absl::Status FuseSupervisor::Adopt() {
     if (!TakeOver()) return Unavailable("no kapsule-fuse could take over");
   }
   ASSIGN_OR_RETURN(adopted_, connection->Views());
+  settled_ = absl::Now() + options_.settle_after;
   return absl::OkStatus();
 }
 
 // With the process that an earlier run left.
-absl::Status FuseSupervisor::GoOn(const FuseConnection& connection) {
-  ASSIGN_OR_RETURN(FuseConnection::Server server, connection.Remembered());
+absl::Status FuseSupervisor::GoOn(FuseConnection::Server server) {
   ASSIGN_OR_RETURN(std::unique_ptr<FuseLife> life,
                    FuseLife::Adopt(std::move(server), [this] { Wake(); }));
   return Serve(std::move(life));
+}
+
+void FuseSupervisor::SetConnection(const std::shared_ptr<FuseConnection>& connection) {
+  holder_ended_ = false;
+  settled_ = absl::InfiniteFuture();
+  absl::MutexLock lock(&mu_);
+  connection_ = connection;
+  failover_ = true;
 }
 
 absl::Status FuseSupervisor::Connect() {
@@ -117,11 +120,7 @@ absl::Status FuseSupervisor::Connect() {
   RETURN_IF_ERROR(MakeDirs(options_.views, 0700));
   ASSIGN_OR_RETURN(std::shared_ptr<FuseConnection> connection,
                    FuseConnection::Make(connection_options_));
-  {
-    absl::MutexLock lock(&mu_);
-    connection_ = connection;
-    failover_ = true;
-  }
+  SetConnection(connection);
   const absl::Status status = StartLife();
   if (!status.ok()) {
     EndConnection();
@@ -153,6 +152,8 @@ absl::Status FuseSupervisor::Serve(std::unique_ptr<FuseLife> life) {
   }
   RETURN_IF_ERROR(life->Serve(*connection));
   life_ = std::move(life);
+  watch_ = std::make_unique<FuseLifeWatch>(life_->channel(), life_->pid(), connection,
+                                           options_.stuck_after, [this] { Wake(); });
   served_since_ = absl::Now();
   absl::MutexLock lock(&mu_);
   pid_ = life_->pid();
@@ -165,6 +166,7 @@ void FuseSupervisor::EndLife() {
   if (life_ == nullptr) return;
   const pid_t pid = life_->pid();
   const std::string how = life_->End();
+  watch_.reset();
   log::info("kapsule-fuse {} has ended: {}", pid, how);
   life_.reset();
   absl::MutexLock lock(&mu_);
@@ -186,153 +188,6 @@ void FuseSupervisor::EndConnection() {
 void FuseSupervisor::Wake() {
   const uint64_t one = 1;
   if (write(wake_.get(), &one, sizeof(one)) < 0) log::error("write an eventfd failed");
-}
-
-void FuseSupervisor::Watch() {
-  for (;;) {
-    switch (WaitForEvent()) {
-      case Event::kStop:
-        return;
-      case Event::kDeath:
-        log::error("kapsule-fuse {} has died", life_->pid());
-        if (!Replace()) return;
-        break;
-      case Event::kHolderEnded:
-        HolderEnded();
-        break;
-      case Event::kUpgrade:
-        if (!Swap()) return;
-        break;
-    }
-  }
-}
-
-FuseSupervisor::Event FuseSupervisor::WaitForEvent() {
-  for (;;) {
-    int holder = -1;
-    {
-      absl::MutexLock lock(&mu_);
-      if (stopping_) return Event::kStop;
-      if (channel_->ended()) return Event::kDeath;
-      if (prepared_ != nullptr) return Event::kUpgrade;
-      if (failover_) holder = connection_->holder_fd();
-    }
-    pollfd fds[] = {{life_->pidfd(), POLLIN, 0}, {wake_.get(), POLLIN, 0}, {holder, POLLIN, 0}};
-    poll(fds, std::size(fds), -1);
-    uint64_t count;
-    if (fds[1].revents != 0 && read(wake_.get(), &count, sizeof(count)) < 0)
-      log::error("read an eventfd failed");
-    if (stopping()) return Event::kStop;
-    if (fds[0].revents != 0) return Event::kDeath;
-    if (fds[2].revents != 0) return Event::kHolderEnded;
-  }
-}
-
-void FuseSupervisor::HolderEnded() {
-  log::error(
-      "kapsule-holder has ended: failover is off until the data plane begins anew; kapsule-fuse {} "
-      "serves on",
-      life_->pid());
-  absl::MutexLock lock(&mu_);
-  failover_ = false;
-}
-
-bool FuseSupervisor::Replace() {
-  const absl::Time since = absl::Now();
-  const absl::Duration lived = since - served_since_;
-  const pid_t old = life_->pid();
-  if (lived > kStableLife) pause_ = kMinPause;
-  SetState(State::kReplacing);
-  EndLife();
-  const bool endless = EndlesslyDying(lived);
-  if (stopping()) return false;
-  if (failover() && !endless && TakeOver()) {
-    TookOver(old, since);
-    return true;
-  }
-  return !stopping() && BeginAnew();
-}
-
-// Whether lives of no length have followed each other for too long. Pauses between
-// them once they are many.
-bool FuseSupervisor::EndlesslyDying(absl::Duration lived) {
-  if (lived >= kShortLife) {
-    short_lives_ = 0;
-    return false;
-  }
-  if (short_lives_++ == 0) short_since_ = absl::Now();
-  if (short_lives_ <= kMaxShortLives) return false;
-  return absl::Now() - short_since_ > options_.give_up_after || !Sleep(kMaxPause);
-}
-
-// Starts successors until one serves. False where none can, or the destructor called.
-bool FuseSupervisor::TakeOver() {
-  std::shared_ptr<FuseConnection> connection;
-  {
-    absl::MutexLock lock(&mu_);
-    connection = connection_;
-  }
-  absl::Duration pause = kMinPause;
-  const absl::Time end = absl::Now() + options_.give_up_after;
-  while (connection->usable()) {
-    const absl::Status status = StartLife();
-    if (status.ok()) return true;
-    if (stopping()) return false;
-    log::error("a successor failed: {}", Describe(status));
-    // Another version's: no time heals that.
-    if (absl::IsUnimplemented(status) || absl::Now() >= end) return false;
-    if (!Sleep(pause)) return false;
-    pause = std::min(2 * pause, kMaxPause);
-  }
-  return false;
-}
-
-void FuseSupervisor::TookOver(pid_t old, absl::Time since) {
-  const absl::Duration stall = absl::Now() - since;
-  log::info("kapsule-fuse {} took over from {}; readers waited for {} ms", life_->pid(), old,
-            absl::ToInt64Milliseconds(stall));
-  absl::MutexLock lock(&mu_);
-  ++takeovers_;
-  last_stall_ = stall;
-}
-
-bool FuseSupervisor::BeginAnew() {
-  log::error(
-      "the FUSE connection is given up: layers are mounted again, and containers that run have I/O "
-      "errors until they are restarted");
-  // First the connection: while somebody holds its device, reads that nobody will
-  // answer hold up every unmount.
-  EndConnection();
-  if (options_.on_death) options_.on_death();
-  for (;;) {
-    if (!Sleep(pause_)) return false;
-    pause_ = std::min(2 * pause_, kMaxPause);
-    const absl::Status status = Connect();
-    if (status.ok()) break;
-    log::error("{}", Describe(status));
-  }
-  if (options_.on_restart) options_.on_restart();
-  return true;
-}
-
-void FuseSupervisor::SetState(State state) {
-  absl::MutexLock lock(&mu_);
-  state_ = state;
-}
-
-bool FuseSupervisor::Sleep(absl::Duration duration) {
-  absl::MutexLock lock(&mu_);
-  return !mu_.AwaitWithTimeout(absl::Condition(&stopping_), duration);
-}
-
-bool FuseSupervisor::stopping() const {
-  absl::MutexLock lock(&mu_);
-  return stopping_;
-}
-
-bool FuseSupervisor::failover() const {
-  absl::MutexLock lock(&mu_);
-  return failover_;
 }
 
 }  // namespace kapsule::snapshotter

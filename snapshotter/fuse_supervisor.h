@@ -12,6 +12,7 @@
 
 #include "snapshotter/data_plane.h"
 #include "snapshotter/fuse_life.h"
+#include "snapshotter/fuse_life_watch.h"
 
 namespace kapsule::snapshotter {
 
@@ -34,6 +35,7 @@ class FuseSupervisor {
                                           const std::vector<int>& fds, absl::Time deadline)
       ABSL_LOCKS_EXCLUDED(mu_);
 
+  absl::Status UseFetcher(const UniqueFd& socket, absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Upgrade() ABSL_LOCKS_EXCLUDED(mu_);
   DataPlaneStatus status() const ABSL_LOCKS_EXCLUDED(mu_);
   bool serving() const ABSL_LOCKS_EXCLUDED(mu_);
@@ -41,31 +43,37 @@ class FuseSupervisor {
   pid_t pid() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
-  enum class Event { kStop, kDeath, kHolderEnded, kUpgrade };
+  enum class Event { kStop, kDeath, kStuck, kHolderEnded, kHolderChanged, kUpgrade, kSettled };
   // kServing: calls are answered. kReplacing: they wait. kAway: they fail.
   enum class State { kAway, kServing, kReplacing };
+  // Between attempts that fail.
+  static constexpr absl::Duration kMinPause = absl::Milliseconds(100), kMaxPause = absl::Seconds(5);
 
   // By Start(), then by the watcher.
   absl::Status Adopt();
-  absl::Status GoOn(const FuseConnection& connection);
+  absl::Status GoOn(FuseConnection::Server server);
   absl::Status Connect();
+  void SetConnection(const std::shared_ptr<FuseConnection>& connection) ABSL_LOCKS_EXCLUDED(mu_);
   // The first life of a connection, or the next one.
   absl::Status StartLife();
   absl::Status Serve(std::unique_ptr<FuseLife> life) ABSL_LOCKS_EXCLUDED(mu_);
   void EndLife() ABSL_LOCKS_EXCLUDED(mu_);
   void EndConnection() ABSL_LOCKS_EXCLUDED(mu_);
   bool TakeOver();
-  bool EndlesslyDying(absl::Duration lived);
+  bool EndlesslyDying(absl::Duration lived, bool stuck);
   void TookOver(pid_t old, absl::Time since) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The watcher: until the destructor calls.
   void Watch();
   Event WaitForEvent() ABSL_LOCKS_EXCLUDED(mu_);
-  bool Replace();                        // false: the destructor has called
+  std::optional<Event> Pending(bool ended, bool holder_ended) ABSL_LOCKS_EXCLUDED(mu_);
+  bool Replace(bool stuck);              // false: the destructor has called
   bool BeginAnew();                      // the same
   bool Swap() ABSL_LOCKS_EXCLUDED(mu_);  // the same
   bool SwapTo(std::unique_ptr<FuseLife> next, absl::Status* status);
   void HolderEnded() ABSL_LOCKS_EXCLUDED(mu_);
+  void HolderChanged() ABSL_LOCKS_EXCLUDED(mu_);
+  void Settled() ABSL_LOCKS_EXCLUDED(mu_);
   bool Sleep(absl::Duration duration) ABSL_LOCKS_EXCLUDED(mu_);  // the same
   void SetState(State state) ABSL_LOCKS_EXCLUDED(mu_);
   bool stopping() const ABSL_LOCKS_EXCLUDED(mu_);
@@ -87,9 +95,12 @@ class FuseSupervisor {
 
   // Of the thread that calls Start(), then of the watcher.
   std::unique_ptr<FuseLife> life_;
+  std::unique_ptr<FuseLifeWatch> watch_;  // of life_ and connection_, while there are both
+  bool holder_ended_ = false;
+  absl::Time settled_ = absl::InfiniteFuture();  // when an earlier run's calls have ended
   absl::Time served_since_ = absl::InfinitePast();
-  absl::Duration pause_;  // before the next new connection
-  int short_lives_ = 0;   // one after the other
+  absl::Duration pause_ = kMinPause;  // before the next new connection
+  int short_lives_ = 0;               // one after the other
   absl::Time short_since_ = absl::InfinitePast();
   std::thread watcher_, upgrader_;
 

@@ -2,6 +2,7 @@
 #include <absl/time/clock.h>
 
 #include "core/base/log.h"
+#include "core/control/holder_wire.h"
 #include "snapshotter/fuse_supervisor.h"
 
 namespace kapsule::snapshotter {
@@ -28,6 +29,22 @@ absl::StatusOr<v1::DataPlaneReply> FuseSupervisor::Call(const v1::DataPlaneReque
   return channel == nullptr ? reply : channel->Call(request, fds, deadline);
 }
 
+// To the holder first: whichever process the request reaches, the next one has it.
+absl::Status FuseSupervisor::UseFetcher(const UniqueFd& socket, absl::Time deadline) {
+  std::shared_ptr<FuseConnection> connection;
+  {
+    absl::MutexLock lock(&mu_);
+    if (failover_) connection = connection_;
+  }
+  if (connection != nullptr) {
+    ASSIGN_OR_RETURN(UniqueFd holder, connection->ConnectToHolder());
+    RETURN_IF_ERROR(control::Holder(std::move(holder)).Put(control::kHeldFetch, {socket.get()}));
+  }
+  v1::DataPlaneRequest request;
+  request.mutable_use_fetcher();
+  return Call(request, {socket.get()}, deadline).status();
+}
+
 absl::Status FuseSupervisor::Upgrade() {
   std::shared_ptr<FuseConnection> connection;
   uint64_t lives;
@@ -37,7 +54,7 @@ absl::Status FuseSupervisor::Upgrade() {
     if (state_ != State::kServing || stopping_) return Unavailable("kapsule-fuse is not running");
     if (!failover_)
       return FailedPrecondition(
-          "kapsule-holder has ended: nothing can take over from kapsule-fuse");
+          "kapsule-holder has ended or does not answer: nothing can take over from kapsule-fuse");
     upgrading_ = true;
     connection = connection_;
     lives = lives_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -44,6 +45,15 @@ class ReaderAt {
   virtual absl::Status ReadAt(uint64_t offset, MutableByteSpan out) const = 0;
   // True where the bytes are known to lie in memory: reading ahead gains nothing.
   virtual bool in_memory() const { return false; }
+  // False where reading the range would fail because its bytes have to come from
+  // somewhere first.
+  virtual bool IsThere(uint64_t /*offset*/, size_t /*size*/) const { return true; }
+  // Calls `then` once: at once in this thread where the range is there, else later
+  // in another one, when it has come or cannot come. It must not wait.
+  virtual void WhenThere(uint64_t /*offset*/, size_t /*size*/,
+                         std::function<void(absl::Status)> then) const {
+    then(absl::OkStatus());
+  }
 };
 
 // A regular file. Alignment is the caller's business where `fd` is O_DIRECT.

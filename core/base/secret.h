@@ -8,10 +8,10 @@
 
 namespace kapsule {
 
-// Owns secret bytes on pages of its own: locked where RLIMIT_MEMLOCK allows,
-// left out of core dumps, zero in a forked child, cleansed at the end. Movable,
-// not copyable (Clone() says so where a copy is meant) and not printable.
-// Not thread-safe for writing.
+// Owns secret bytes, in the arena where there is one (secret_arena.h), else on
+// pages of its own: locked where RLIMIT_MEMLOCK allows, left out of core dumps,
+// zero in a forked child. Cleansed at the end. Movable, not copyable (Clone()
+// says so where a copy is meant), not printable. Not thread-safe for writing.
 class Secret {
  public:
   Secret() = default;

@@ -47,11 +47,20 @@ absl::StatusOr<size_t> CheckBody(const v1::DataPlaneRequest& request) {
     case v1::DataPlaneRequest::kPrepare:
       RETURN_IF_ERROR(CheckTimeout(request.prepare().timeout_ms()));
       return 0;
+    case v1::DataPlaneRequest::kUseFetcher:
+      return 1;
+    case v1::DataPlaneRequest::kUseLocal:
+      RETURN_IF_ERROR(CheckDigest(request.use_local().digest()));
+      return 1;
     case v1::DataPlaneRequest::REQUEST_NOT_SET:
       break;
   }
   return InvalidArgument("no request that this version knows");
 }
+
+// Around the annotations of a record.
+constexpr std::string_view kRecordBegin = R"({"annotations":)";
+constexpr std::string_view kRemoteEnd = R"(,"remote":true})", kLocalEnd = R"(,"remote":false})";
 
 template <typename Message>
 absl::Status Send(int socket, const Message& message, const std::vector<int>& fds) {
@@ -71,6 +80,23 @@ absl::Status Parse(const Packet& packet, Message* message) {
 }
 
 }  // namespace
+
+std::string RecordToJson(const LayerRecord& record) {
+  std::string json(kRecordBegin);
+  return json.append(record.annotations).append(record.remote ? kRemoteEnd : kLocalEnd);
+}
+
+absl::StatusOr<LayerRecord> RecordFromJson(std::string_view json) {
+  // The annotations' own values are strings.
+  if (!json.starts_with(kRecordBegin) || json.substr(kRecordBegin.size()).starts_with('"'))
+    return LayerRecord{std::string(json), false};
+  const bool remote = json.ends_with(kRemoteEnd);
+  if (!remote && !json.ends_with(kLocalEnd))
+    return InvalidArgument("a layer's record that does not say whether it is remote");
+  json.remove_prefix(kRecordBegin.size());
+  json.remove_suffix(remote ? kRemoteEnd.size() : kLocalEnd.size());
+  return LayerRecord{std::string(json), remote};
+}
 
 absl::StatusOr<SocketPair> MakeSocketPair() {
   int fds[2];

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/base/file.h"
@@ -20,6 +21,19 @@ struct SocketPair {
   UniqueFd ours, theirs;
 };
 absl::StatusOr<SocketPair> MakeSocketPair();
+
+// What a layer was opened with, as a memfd of Open holds it and the holder keeps
+// it: {"annotations":{…},"remote":true}.
+struct LayerRecord {
+  std::string annotations;  // JSON
+  bool remote = false;
+};
+inline constexpr size_t kMaxRecordExtra = 64;  // bytes beside the annotations
+std::string RecordToJson(const LayerRecord& record);
+// Looks at what is around the annotations only. Bare ones, as they were kept before
+// there were records, are a layer that is not remote.
+//   InvalidArgument  neither
+absl::StatusOr<LayerRecord> RecordFromJson(std::string_view json);
 
 struct ReceivedRequest {
   v1::DataPlaneRequest message;

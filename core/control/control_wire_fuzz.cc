@@ -1,4 +1,5 @@
-// A packet from the other end: parsed, checked and answered without a crash.
+// A packet from the other end, or a layer's record: parsed, checked and answered
+// without a crash.
 #include <cstdlib>
 
 #include "core/base/unix_socket.h"
@@ -10,6 +11,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const control::SocketPair* const pair =
       new control::SocketPair(control::MakeSocketPair().value());
   const ByteSpan bytes(reinterpret_cast<const std::byte*>(data), size);
+  static_cast<void>(control::RecordFromJson(AsText(bytes)));
   if (!SendPacket(pair->ours.get(), bytes).ok()) std::abort();
   const auto request = control::ReceiveRequest(pair->theirs.get());
   if (request.ok()) {

@@ -72,6 +72,38 @@ TEST_F(ControlWireTest, ARequestIsRefusedWhereAFieldIsWrong) {
   EXPECT_TRUE(CheckRequest(request, 0).ok());
   request.mutable_close();
   EXPECT_FALSE(CheckRequest(request, 0).ok());
+  request.mutable_use_fetcher();
+  EXPECT_FALSE(CheckRequest(request, 0).ok());
+  EXPECT_TRUE(CheckRequest(request, 1).ok());
+  request.mutable_use_local();
+  EXPECT_FALSE(CheckRequest(request, 1).ok());
+  request.mutable_use_local()->set_digest(kDigest);
+  EXPECT_TRUE(CheckRequest(request, 1).ok());
+  EXPECT_FALSE(CheckRequest(request, 0).ok());
+}
+
+TEST(LayerRecordTest, ARecordKeepsTheAnnotationsAndWhetherItIsRemote) {
+  const std::string annotations = R"({"a":"\",\"remote\":true}"})";
+  for (const bool remote : {false, true}) {
+    const std::string json = RecordToJson({annotations, remote});
+    EXPECT_EQ(json, R"({"annotations":)" + annotations +
+                        (remote ? R"(,"remote":true})" : R"(,"remote":false})"));
+    const auto record = RecordFromJson(json);
+    ASSERT_TRUE(record.ok()) << record.status();
+    EXPECT_EQ(record->annotations, annotations);
+    EXPECT_EQ(record->remote, remote);
+    EXPECT_FALSE(RecordFromJson(json.substr(0, json.size() - 1)).ok());
+  }
+}
+
+TEST(LayerRecordTest, BareAnnotationsAreOfALayerThatIsNotRemote) {
+  for (const std::string bare :
+       {"{}", R"({"annotations":"x,\"remote\":true"})", R"({"remote":"true"})", ""}) {
+    const auto record = RecordFromJson(bare);
+    ASSERT_TRUE(record.ok()) << record.status();
+    EXPECT_EQ(record->annotations, bare);
+    EXPECT_FALSE(record->remote);
+  }
 }
 
 TEST_F(ControlWireTest, AnErrorKeepsCodeAndMessage) {

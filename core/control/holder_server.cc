@@ -14,6 +14,7 @@ namespace kapsule::control {
 namespace {
 
 constexpr size_t kMaxRequestFds = kMaxHeldFds + 1;
+constexpr int kBacklog = 128;
 
 // A packet's descriptors and the user whose process sent it.
 struct Attached {
@@ -66,6 +67,8 @@ absl::StatusOr<std::unique_ptr<HolderServer>> HolderServer::Make(UniqueFd listen
   if (getsockopt(listening.get(), SOL_SOCKET, SO_TYPE, &type, &length) != 0)
     return ErrnoStatus(errno, "the holder's socket");
   if (type != SOCK_SEQPACKET) return InvalidArgument("the holder's socket is not SOCK_SEQPACKET");
+  // Somebody else made the socket: from now on clients are told this process as peer.
+  if (listen(listening.get(), kBacklog) != 0) return ErrnoStatus(errno, "the holder's socket");
   if (fcntl(listening.get(), F_SETFL, O_NONBLOCK) != 0) return ErrnoStatus(errno, "O_NONBLOCK");
   return std::unique_ptr<HolderServer>(new HolderServer(std::move(listening), own, store));
 }

@@ -19,7 +19,8 @@ class HolderServer {
 
   // `listening` is a SOCK_SEQPACKET socket. Clients of uid 0 and `own` are
   // served; what a request may do depends on the uid that sent it, not on the
-  // one that connected. `store` outlives the server.
+  // one that connected. Who connects from now on sees this process as its peer
+  // (SO_PEERCRED). `store` outlives the server.
   static absl::StatusOr<std::unique_ptr<HolderServer>> Make(UniqueFd listening, uid_t own,
                                                             HolderStore& store);
 

@@ -1,5 +1,6 @@
 #include "core/control/holder_server.h"
 
+#include <absl/time/clock.h>
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -76,6 +77,35 @@ TEST_F(HolderServerTest, DescriptorsOutliveTheClientThatPutThem) {
   EXPECT_TRUE(second.Drop("view/1").ok());
   EXPECT_TRUE(second.Drop("view/1").ok());
   EXPECT_EQ(second.Get("view/1").status().code(), StatusCode::kNotFound);
+}
+
+// As where kapsule-snapshotter makes the socket and kapsule-holder serves it.
+TEST_F(HolderServerTest, ItsClientsAreToldTheProcessThatServesAsTheirPeer) {
+  const std::string path = folder_ + "/other";
+  const UniqueFd listening = ListenUnix(path, SOCK_SEQPACKET, 0666).value();
+  const UniqueFd before = ConnectUnix(path, SOCK_SEQPACKET).value();
+  EXPECT_EQ(PeerOf(before.get())->pid, getpid());
+  int ends[2];
+  ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+  const UniqueFd out(ends[0]), in(ends[1]);
+  const pid_t child = fork();
+  if (child == 0) {
+    const auto server = HolderServer::Make(listening.Duplicate().value(), kOwn, store_);
+    _exit(server.ok() && write(in.get(), "x", 1) == 1 ? 0 : 1);
+  }
+  char byte;
+  ASSERT_EQ(read(out.get(), &byte, 1), 1);
+  EXPECT_EQ(PeerOf(ConnectUnix(path, SOCK_SEQPACKET)->get())->pid, child);
+  EXPECT_EQ(waitpid(child, nullptr, 0), child);
+}
+
+TEST_F(HolderServerTest, AHolderThatHangsIsUnavailableAfterTheClientsPatience) {
+  const std::string path = folder_ + "/hung";
+  const UniqueFd listening = ListenUnix(path, SOCK_SEQPACKET, 0666).value();  // and nobody serves
+  const Holder holder(ConnectUnix(path, SOCK_SEQPACKET).value(), absl::Milliseconds(50));
+  const absl::Time begin = absl::Now();
+  EXPECT_EQ(holder.List("").status().code(), StatusCode::kUnavailable);
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(4));
 }
 
 TEST_F(HolderServerTest, WrongArgumentsAreRefusedBeforeTheyAreSent) {

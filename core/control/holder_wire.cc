@@ -8,8 +8,6 @@
 namespace kapsule::control {
 namespace {
 
-constexpr int kPatienceMs = 5000;
-
 struct Answer {
   bool more;
   std::string names;
@@ -50,15 +48,16 @@ absl::StatusOr<Answer> ParseAnswer(Packet packet, std::string_view name) {
 
 // With SO_PASSCRED the kernel attaches the sender's uid also while the holder
 // has not accepted the connection.
-absl::Status Ready(int connection) {
+absl::Status Ready(int connection, int patience_ms) {
   const int on = 1;
   if (setsockopt(connection, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) != 0)
     return ErrnoStatus(errno, "the connection to the holder");
-  return SetTimeout(connection, kPatienceMs);
+  return SetTimeout(connection, patience_ms);
 }
 
-absl::StatusOr<Answer> Ask(int connection, HolderOperation operation, std::string_view name,
-                           std::vector<int> fds = {}, std::string_view rest = {}) {
+absl::StatusOr<Answer> Ask(int connection, absl::Duration patience, HolderOperation operation,
+                           std::string_view name, std::vector<int> fds = {},
+                           std::string_view rest = {}) {
   std::string request(kHolderRequestHeader, '\0');
   request[0] = static_cast<char>(operation);
   request[1] = static_cast<char>(name.size());
@@ -69,8 +68,9 @@ absl::StatusOr<Answer> Ask(int connection, HolderOperation operation, std::strin
     return ErrnoStatus(errno, "socketpair");
   const UniqueFd ours(pair[0]);
   UniqueFd theirs(pair[1]);
-  RETURN_IF_ERROR(SetTimeout(ours.get(), kPatienceMs));
-  RETURN_IF_ERROR(Ready(connection));
+  const int patience_ms = static_cast<int>(absl::ToInt64Milliseconds(patience));
+  RETURN_IF_ERROR(SetTimeout(ours.get(), patience_ms));
+  RETURN_IF_ERROR(Ready(connection, patience_ms));
   fds.push_back(theirs.get());
   if (absl::Status sent = SendPacket(connection, AsBytes(request), fds); !sent.ok())
     return Gone(sent);
@@ -108,19 +108,19 @@ absl::Status Holder::Put(std::string_view name, const std::vector<int>& fds) con
   if (fds.empty() || fds.size() > kMaxHeldFds)
     return InvalidArgument("{} descriptors for \"{}\": 1 to {} can be held under a name",
                            fds.size(), name, kMaxHeldFds);
-  return Ask(connection_.get(), HolderOperation::kPut, name, fds).status();
+  return Ask(connection_.get(), patience_, HolderOperation::kPut, name, fds).status();
 }
 
 absl::StatusOr<std::vector<UniqueFd>> Holder::Get(std::string_view name) const {
   RETURN_IF_ERROR(CheckName(name));
-  ASSIGN_OR_RETURN(Answer answer, Ask(connection_.get(), HolderOperation::kGet, name));
+  ASSIGN_OR_RETURN(Answer answer, Ask(connection_.get(), patience_, HolderOperation::kGet, name));
   if (answer.fds.empty()) return Internal("the holder sent no descriptor of \"{}\"", name);
   return std::move(answer.fds);
 }
 
 absl::Status Holder::Drop(std::string_view name) const {
   RETURN_IF_ERROR(CheckName(name));
-  return Ask(connection_.get(), HolderOperation::kDrop, name).status();
+  return Ask(connection_.get(), patience_, HolderOperation::kDrop, name).status();
 }
 
 absl::StatusOr<std::vector<std::string>> Holder::List(std::string_view prefix) const {
@@ -129,14 +129,14 @@ absl::StatusOr<std::vector<std::string>> Holder::List(std::string_view prefix) c
   while (true) {
     const std::string last = names.empty() ? "" : names.back();
     ASSIGN_OR_RETURN(const Answer answer,
-                     Ask(connection_.get(), HolderOperation::kList, prefix, {}, last));
+                     Ask(connection_.get(), patience_, HolderOperation::kList, prefix, {}, last));
     RETURN_IF_ERROR(AppendNames(answer.names, names));
     if (!answer.more || answer.names.empty()) return names;
   }
 }
 
 absl::Status Holder::Quit() const {
-  return Ask(connection_.get(), HolderOperation::kQuit, "").status();
+  return Ask(connection_.get(), patience_, HolderOperation::kQuit, "").status();
 }
 
 }  // namespace kapsule::control

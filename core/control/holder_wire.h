@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include <absl/time/time.h>
+
 #include "core/base/file.h"
 
 namespace kapsule::control {
@@ -17,18 +19,20 @@ inline constexpr std::string_view kHeldFuse = "fuse";          // /dev/fuse, mou
 inline constexpr std::string_view kHeldRequests = "requests";  // memfd: requests in flight
 inline constexpr std::string_view kHeldControl = "control";    // the snapshotter's end
 inline constexpr std::string_view kHeldProcess = "process";    // pidfd of kapsule-fuse
-// "view/<64 hex digits>": image memfd, annotations memfd, blob.
+inline constexpr std::string_view kHeldFetch = "fetch";        // socket to kapsule-fetch
+// "view/<64 hex digits>": image memfd, record memfd (control_wire.h), blob.
 inline constexpr std::string_view kHeldViewPrefix = "view/";
 
 inline constexpr size_t kMaxHeldName = 80;
 inline constexpr size_t kMaxHeldFds = 3;  // under one name
 inline constexpr size_t kMaxHeldNames = 8192;
 
-// The client's end. Thread-safe; a call waits for the answer, at most 5 s.
-//   Unavailable  the holder is gone
+// The client's end. Thread-safe; a call waits for the answer, at most `patience`.
+//   Unavailable  the holder is gone, or hangs
 class Holder {
  public:
-  explicit Holder(UniqueFd connection) : connection_(std::move(connection)) {}
+  explicit Holder(UniqueFd connection, absl::Duration patience = absl::Seconds(5))
+      : connection_(std::move(connection)), patience_(patience) {}
 
   // Keeps duplicates of `fds`, in place of what had the name before.
   //   InvalidArgument    name or number of descriptors
@@ -46,6 +50,7 @@ class Holder {
 
  private:
   const UniqueFd connection_;
+  const absl::Duration patience_;
 };
 
 }  // namespace kapsule::control

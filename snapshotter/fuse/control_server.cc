@@ -17,7 +17,7 @@
 namespace kapsule::fuse {
 namespace {
 
-constexpr unsigned kKeyedThreads = 4, kPlainThreads = 2;
+constexpr unsigned kKeyedThreads = 4, kPlainThreads = 2, kRemoteThreads = 4;
 constexpr size_t kMaxWaiting = 1024;
 
 absl::StatusOr<UniqueFd> TerminationSignals() {
@@ -77,10 +77,12 @@ ControlServer::ControlServer(Options options, std::unique_ptr<RequestMemory> mem
       workers_(std::move(workers)),
       keyed_(kMaxWaiting),
       plain_(kMaxWaiting),
+      remote_(kMaxWaiting),
       chores_(kMaxWaiting),
       views_(*memory_),
       held_(*options_.holder, views_, chores_),
-      opener_(views_, held_, options_.keyprovider, engine_->shared()),
+      fetch_(options_.fetch),
+      opener_(views_, held_, fetch_, options_.keyprovider, engine_->shared()),
       keys_(opener_, keyed_, plain_, chores_, options_.key_grace),
       restorer_(*options_.holder, keys_),
       lost_fd_(eventfd(0, EFD_CLOEXEC)) {
@@ -92,6 +94,7 @@ absl::Status ControlServer::Run() {
   ASSIGN_OR_RETURN(const UniqueFd signals, TerminationSignals());
   RETURN_IF_ERROR(keyed_.Start(kKeyedThreads));
   RETURN_IF_ERROR(plain_.Start(kPlainThreads));
+  RETURN_IF_ERROR(remote_.Start(kRemoteThreads));
   RETURN_IF_ERROR(chores_.Start(1));
   while (control_open_ || state_ == State::kServing) {
     pollfd fds[] = {{control_open_ ? options_.control.get() : -1, POLLIN, 0},
@@ -166,6 +169,10 @@ void ControlServer::Dispatch(control::ReceivedRequest request) {
     case v1::DataPlaneRequest::kClose:
       views_.Withdraw(request.message.close().digest());
       return Answer(control::MakeReply(id, absl::OkStatus()));
+    case v1::DataPlaneRequest::kUseFetcher:
+      return Answer(control::MakeReply(id, UseFetcher(std::move(request.fds[0]))));
+    case v1::DataPlaneRequest::kUseLocal:
+      return UseLocal(request.message, std::move(request.fds[0]));
     default:  // CheckRequest() takes no other
       return;
   }
@@ -225,11 +232,30 @@ absl::Status ControlServer::StartServing(uint64_t id) {
   for (uint32_t i = 0; i < memory_->slots(); ++i)
     requests_taken_ += !memory_->slot(i).request().empty();
   RETURN_IF_ERROR(engine_->Start());
-  reads_ = std::make_unique<ReadPath>(*engine_, *memory_, *device_);
+  reads_ = std::make_unique<ReadPath>(*engine_, *memory_, *device_, fetch_);
+  RETURN_IF_ERROR(StartFetching());
   for (const uint32_t read : parked) reads_->Resume(read, session_);
   return workers_->Start(
       {memory_.get(), device_.get(), &session_, reads_.get()},
       {[this, id] { AnswerServe(id); }, [this](const absl::Status& why) { ConnectionLost(why); }});
+}
+
+// A predecessor has ended: nobody else receives from its socket.
+absl::Status ControlServer::StartFetching() {
+  absl::StatusOr<UniqueFd> socket = GetOne(*options_.holder, control::kHeldFetch);
+  absl::Status status = socket.status();
+  if (status.ok()) status = UseFetcher(*std::move(socket));
+  if (!status.ok() && !absl::IsNotFound(status)) log::error("{}", Describe(status));
+  return fetch_.Start();
+}
+
+absl::Status ControlServer::UseFetcher(UniqueFd socket) {
+  int type = 0;
+  socklen_t size = sizeof(type);
+  if (getsockopt(socket.get(), SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type != SOCK_SEQPACKET)
+    return InvalidArgument("what leads to kapsule-fetch is not a SOCK_SEQPACKET socket");
+  fetch_.UseSocket(std::move(socket));
+  return absl::OkStatus();
 }
 
 // The memory that was mapped when the process started, which is locked, must be
@@ -263,10 +289,14 @@ void ControlServer::Open(const v1::DataPlaneRequest& request, std::vector<Unique
     LayerOpener::Layer layer;
   };
   auto call = std::make_shared<Call>(views_, open.digest());
-  call->layer = {DigestOf(open.digest()), open.size(), open.encrypted(), std::move(fds[0]),
-                 std::move(fds[1])};
+  call->layer = {.digest = DigestOf(open.digest()),
+                 .size = open.size(),
+                 .encrypted = open.encrypted(),
+                 .remote = open.remote(),
+                 .blob = std::move(fds[0]),
+                 .record = std::move(fds[1])};
   const absl::Time deadline = DeadlineOf(open.timeout_ms());
-  TaskPool& pool = open.encrypted() ? keyed_ : plain_;
+  TaskPool& pool = open.remote() ? remote_ : open.encrypted() ? keyed_ : plain_;
   Enqueue(pool, open.digest(), request.id(), [this, call, deadline] {
     const std::string digest = call->layer.digest.text();
     const auto size = opener_.Open(call->opening, std::move(call->layer), deadline);
@@ -284,6 +314,15 @@ void ControlServer::Authorise(const v1::DataPlaneRequest& request, UniqueFd anno
   Enqueue(keyed_, digest.hex(), request.id(), [this, digest, fd, deadline] {
     const absl::Status status = opener_.Authorise(digest, std::move(*fd), deadline);
     return control::MakeReply(0, Annotate(status, "authorise layer " + digest.text()));
+  });
+}
+
+void ControlServer::UseLocal(const v1::DataPlaneRequest& request, UniqueFd blob) {
+  const oci::Digest digest = DigestOf(request.use_local().digest());
+  auto fd = std::make_shared<UniqueFd>(std::move(blob));
+  Enqueue(plain_, digest.hex(), request.id(), [this, digest, fd] {
+    const absl::Status status = opener_.UseLocal(digest, std::move(*fd));
+    return control::MakeReply(0, Annotate(status, "read layer " + digest.text() + " here"));
   });
 }
 

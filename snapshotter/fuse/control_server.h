@@ -8,6 +8,7 @@
 
 #include "core/control/control_wire.h"
 #include "core/control/holder_wire.h"
+#include "snapshotter/fuse/fetch_client.h"
 #include "snapshotter/fuse/held_views.h"
 #include "snapshotter/fuse/key_fetcher.h"
 #include "snapshotter/fuse/layer_opener.h"
@@ -25,6 +26,7 @@ class ControlServer {
     std::shared_ptr<const control::Holder> holder;
     std::filesystem::path keyprovider;
     absl::Duration key_grace;
+    FetchClient::Options fetch;
     absl::Time process_start;
   };
   ControlServer(Options options, std::unique_ptr<RequestMemory> memory,
@@ -49,10 +51,13 @@ class ControlServer {
   void Serve(uint64_t id);
   absl::Status StartServing(uint64_t id);
   absl::Status AgreeOnMemory() const;
+  absl::Status StartFetching();
   void AnswerServe(uint64_t id);
   void LogFirstReply() const;
   void Open(const v1::DataPlaneRequest& request, std::vector<UniqueFd> fds);
   void Authorise(const v1::DataPlaneRequest& request, UniqueFd annotations);
+  absl::Status UseFetcher(UniqueFd socket);
+  void UseLocal(const v1::DataPlaneRequest& request, UniqueFd blob);
   // Runs `task` in `pool`, or answers that there is too much to do; after the
   // key of view `name` has come or failed, where that is open.
   void Enqueue(TaskPool& pool, const std::string& name, uint64_t id,
@@ -65,12 +70,13 @@ class ControlServer {
   const std::unique_ptr<RequestMemory> memory_;
   const std::unique_ptr<ReadEngine> engine_;
   const std::unique_ptr<WorkerPool> workers_;
-  // Plain layers wait for no keyprovider, so they have threads of their own; what
-  // the holder is to forget has one.
-  TaskPool keyed_, plain_, chores_;
+  // Plain layers wait for no keyprovider, and local ones for no registry, so they
+  // have threads of their own; what the holder is to forget has one.
+  TaskPool keyed_, plain_, remote_, chores_;
   ViewTable views_;
   Session session_{views_};
   HeldViews held_;
+  FetchClient fetch_;
   LayerOpener opener_;
   KeyFetcher keys_;
   ViewRestorer restorer_;

@@ -20,17 +20,18 @@ HeldViews::Claim::Claim(HeldViews& held, std::string name) : held_(held), name_(
     held_.mu_.AssertReaderHeld();
     return held_.claims_.count(name_) == 0;
   };
-  absl::MutexLock lock(&held_.mu_, absl::Condition(&is_free));
+  absl::MutexLock lock(&held_.mu_);
+  held_.mu_.Await(absl::Condition(&is_free));
   held_.claims_.emplace(name_, Recheck::kNo);
 }
 
-void HeldViews::Claim::Put(int image, int annotations, int blob) const {
+void HeldViews::Claim::Put(int image, int record, int blob) const {
   {
     // A failed opening has something to take back.
     absl::MutexLock lock(&held_.mu_);
     held_.claims_[name_] = Recheck::kYes;
   }
-  const absl::Status status = held_.holder_.Put(HeldName(name_), {image, annotations, blob});
+  const absl::Status status = held_.holder_.Put(HeldName(name_), {image, record, blob});
   if (absl::IsUnavailable(status)) {
     held_.SayOnce(status);
   } else if (!status.ok()) {
@@ -38,7 +39,7 @@ void HeldViews::Claim::Put(int image, int annotations, int blob) const {
   }
 }
 
-absl::StatusOr<UniqueFd> HeldViews::Claim::Annotations() const {
+absl::StatusOr<UniqueFd> HeldViews::Claim::Record() const {
   absl::StatusOr<std::vector<UniqueFd>> fds = held_.holder_.Get(HeldName(name_));
   if (!fds.ok() || fds->size() != 3)
     return Unavailable(

@@ -13,7 +13,7 @@
 
 namespace kapsule::fuse {
 
-// Of each view that `views` knows: its image, annotations and blob, from before
+// Of each view that `views` knows: its image, record and blob, from before
 // it is published until after it is forgotten. A holder that is gone is said
 // once in the log; then there is no failover. Thread-safe.
 class HeldViews {
@@ -32,9 +32,9 @@ class HeldViews {
     Claim& operator=(const Claim&) = delete;
     ~Claim() { held_.Release(name_); }
 
-    void Put(int image, int annotations, int blob) const;
-    // The annotations that were put. Unavailable: the holder does not give them.
-    absl::StatusOr<UniqueFd> Annotations() const;
+    void Put(int image, int record, int blob) const;
+    // The record that was put. Unavailable: the holder does not give it.
+    absl::StatusOr<UniqueFd> Record() const;
 
    private:
     HeldViews& held_;

@@ -25,11 +25,11 @@ bool MayStillCome(const absl::Status& status) {
 
 }  // namespace
 
-void KeyFetcher::Fetch(const ViewPtr& view, UniqueFd blob, UniqueFd annotations) {
+void KeyFetcher::Fetch(const ViewPtr& view, UniqueFd blob, UniqueFd record) {
   auto errand = std::make_shared<Errand>();
   errand->view = view;
   errand->blob = std::move(blob);
-  errand->annotations = std::move(annotations);
+  errand->record = std::move(record);
   {
     absl::MutexLock lock(&errand->mu);
     errand->last = DeadlineExceeded("the keyprovider has not answered");
@@ -60,7 +60,7 @@ void KeyFetcher::Try(TaskPool& pool, std::shared_ptr<Errand> errand) {
   if (view == nullptr || view->layer() != nullptr) return;
   absl::Status status;
   try {
-    status = opener_.Reopen(*view, errand->blob, errand->annotations, absl::Now() + kMaxAttempt);
+    status = opener_.Reopen(*view, errand->blob, errand->record, absl::Now() + kMaxAttempt);
   } catch (const std::bad_alloc&) {
     status = ResourceExhausted("no memory");
   }

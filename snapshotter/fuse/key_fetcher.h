@@ -24,12 +24,12 @@ class KeyFetcher {
   // Gets the layer of `view` in the background, again and again as long as
   // somebody has the view. Where the keyprovider says no, reads fail at once, and
   // it is asked less often.
-  void Fetch(const ViewPtr& view, UniqueFd blob, UniqueFd annotations);
+  void Fetch(const ViewPtr& view, UniqueFd blob, UniqueFd record);
 
  private:
   struct Errand {
     std::weak_ptr<const ServedView> view;
-    UniqueFd blob, annotations;
+    UniqueFd blob, record;
     absl::Duration back_off;
     absl::Mutex mu;
     absl::Status last ABSL_GUARDED_BY(mu);  // how the last attempt ended

@@ -131,11 +131,13 @@ void LayerEngine::ReadAhead(const LayerPtr& layer, uint64_t offset, size_t size)
   if (number != plan.first) streams_.Followed(plan, number);
 }
 
-// False where there is no slot for it.
+// False where there is no slot for it, or it is not there to be read.
 bool LayerEngine::StartLoad(const LayerPtr& layer, uint64_t number) {
-  const uint64_t left = layer->header().covered_length - number * kBlockSize;
+  const uint64_t begin = number * kBlockSize;
+  const uint64_t size = std::min(layer->header().covered_length - begin, kBlockSize);
+  if (!layer->source().IsThere(begin, size)) return false;
   BlockPool::Reserved reserved =
-      blocks_->Reserve({layer->id(), number}, std::min(left, kBlockSize), BlockPool::Clock::now());
+      blocks_->Reserve({layer->id(), number}, size, BlockPool::Clock::now());
   if (reserved.found != BlockPool::Presence::kAbsent) return true;
   if (!reserved.pin) return false;
   queue_.AddLoad({layer, number, std::move(reserved.pin)});

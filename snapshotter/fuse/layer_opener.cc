@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "core/archive/index_reader.h"
 #include "core/blob/direct_file.h"
 #include "core/blob/layer_reader.h"
+#include "core/control/control_wire.h"
 #include "core/keyprovider/wire.h"
 
 namespace kapsule::fuse {
@@ -37,17 +39,25 @@ absl::Status NotTheSame() {
   return PermissionDenied("the annotations do not open the layer that is served");
 }
 
+absl::Status NoKeyYet() {
+  return Unavailable("the layer's key has not come back after a restart of kapsule-fuse");
+}
+
 absl::Status CheckSame(const ServedView& view, const std::optional<crypt::LayerKey>& key,
                        const oci::IndexRef& index) {
   const LayerPtr layer = view.layer();
-  if (layer == nullptr)
-    return Unavailable("the layer's key has not come back after a restart of kapsule-fuse");
+  if (layer == nullptr) return NoKeyYet();
   if (layer->SameAs(key, index)) return absl::OkStatus();
   return NotTheSame();
 }
 
 // The descriptor of a blob that somebody else opened.
-absl::StatusOr<std::unique_ptr<ReaderAt>> AdoptBlob(const UniqueFd& fd) {
+struct Blob {
+  std::unique_ptr<ReaderAt> bytes;
+  RemoteBlob::FileId id;
+  int fd = -1;  // of `bytes`
+};
+absl::StatusOr<Blob> AdoptBlob(const UniqueFd& fd) {
   struct stat st;
   const int flags = fcntl(fd.get(), F_GETFL);
   if (flags < 0 || fstat(fd.get(), &st) != 0) return ErrnoStatus(errno, "look at the blob");
@@ -55,14 +65,22 @@ absl::StatusOr<std::unique_ptr<ReaderAt>> AdoptBlob(const UniqueFd& fd) {
   if ((flags & O_ACCMODE) != O_RDONLY || (flags & O_PATH) != 0)
     return InvalidArgument("the blob is not open for reading alone");
   ASSIGN_OR_RETURN(UniqueFd own, fd.Duplicate());
-  return blob::DirectFileReader::Adopt(std::move(own));
+  const int number = own.get();
+  ASSIGN_OR_RETURN(std::unique_ptr<ReaderAt> bytes, blob::DirectFileReader::Adopt(std::move(own)));
+  return Blob{std::move(bytes), {st.st_dev, st.st_ino}, number};
 }
 
-absl::StatusOr<std::unique_ptr<ReaderAt>> AdoptWhole(const LayerOpener::Layer& layer) {
-  ASSIGN_OR_RETURN(std::unique_ptr<ReaderAt> source, AdoptBlob(layer.blob));
-  if (source->size() != layer.size)
-    return InvalidArgument("the blob has {} bytes instead of {}", source->size(), layer.size);
-  return source;
+// A record, whose annotations the keyprovider takes as a memfd of their own.
+struct Record {
+  UniqueFd annotations;
+  bool remote = false;
+};
+absl::StatusOr<Record> ReadRecord(const UniqueFd& fd) {
+  constexpr size_t kMaxRecord = keyprovider::kMaxAnnotationBytes + control::kMaxRecordExtra;
+  ASSIGN_OR_RETURN(const std::string json, ReadSealedMemfd(fd.get(), kMaxRecord));
+  ASSIGN_OR_RETURN(const control::LayerRecord record, control::RecordFromJson(json));
+  ASSIGN_OR_RETURN(UniqueFd annotations, SealedMemfd("annotations", AsBytes(record.annotations)));
+  return Record{std::move(annotations), record.remote};
 }
 
 absl::StatusOr<oci::Annotations> ReadAnnotations(const UniqueFd& fd) {
@@ -72,13 +90,45 @@ absl::StatusOr<oci::Annotations> ReadAnnotations(const UniqueFd& fd) {
 }
 
 // What a view was made from, as the holder has it.
-absl::StatusOr<oci::IndexRef> HeldIndex(const UniqueFd& annotations_fd) {
-  const absl::StatusOr<oci::Annotations> annotations = ReadAnnotations(annotations_fd);
-  absl::StatusOr<oci::IndexRef> index =
-      annotations.ok() ? IndexOf(*annotations) : annotations.status();
+absl::StatusOr<oci::IndexRef> HeldIndex(const UniqueFd& record_fd) {
+  const auto read = [&]() -> absl::StatusOr<oci::IndexRef> {
+    ASSIGN_OR_RETURN(const Record record, ReadRecord(record_fd));
+    ASSIGN_OR_RETURN(const oci::Annotations annotations, ReadAnnotations(record.annotations));
+    return IndexOf(annotations);
+  };
+  absl::StatusOr<oci::IndexRef> index = read();
   if (index.ok()) return index;
   return Unavailable("the annotations that the layer was opened with are bad: {}",
                      Describe(index.status()));
+}
+
+absl::StatusOr<UniqueFd> LocalRecord(const UniqueFd& record_fd) {
+  constexpr size_t kMaxRecord = keyprovider::kMaxAnnotationBytes + control::kMaxRecordExtra;
+  ASSIGN_OR_RETURN(const std::string json, ReadSealedMemfd(record_fd.get(), kMaxRecord));
+  ASSIGN_OR_RETURN(control::LayerRecord record, control::RecordFromJson(json));
+  record.remote = false;
+  return SealedMemfd("record", AsBytes(control::RecordToJson(record)));
+}
+
+// Where kapsule-fetch said that it has it all, this only asks for its word.
+absl::Status WaitForBytes(const ReaderAt& blob, uint64_t offset, size_t size, absl::Time deadline) {
+  struct Answer {
+    absl::Mutex mu;
+    absl::CondVar given;
+    std::optional<absl::Status> status ABSL_GUARDED_BY(mu);
+  };
+  if (blob.IsThere(offset, size)) return absl::OkStatus();
+  const auto answer = std::make_shared<Answer>();
+  blob.WhenThere(offset, size, [answer](absl::Status status) {
+    absl::MutexLock lock(&answer->mu);
+    answer->status = std::move(status);
+    answer->given.Signal();
+  });
+  absl::MutexLock lock(&answer->mu);
+  while (!answer->status && absl::Now() < deadline)
+    answer->given.WaitWithDeadline(&answer->mu, deadline);
+  if (answer->status) return *answer->status;
+  return DeadlineExceeded("its table of contents did not come from the registry in time");
 }
 
 std::optional<crypt::LayerKey> CloneOf(const std::optional<crypt::LayerKey>& key) {
@@ -110,22 +160,36 @@ absl::StatusOr<LayerOpener::Access> LayerOpener::Unwrap(const UniqueFd& annotati
 }
 
 absl::StatusOr<std::unique_ptr<blob::LayerReader>> LayerOpener::OpenReader(
-    std::unique_ptr<ReaderAt> blob, const Access& access) const {
-  return blob::LayerReader::Open(std::move(blob), access.index, CloneOf(access.key), shared_);
+    const oci::Digest& digest, const UniqueFd& fd, std::optional<uint64_t> size, bool remote,
+    const Access& access) const {
+  ASSIGN_OR_RETURN(Blob file, AdoptBlob(fd));
+  if (size && file.bytes->size() != *size)
+    return InvalidArgument("the blob has {} bytes instead of {}", file.bytes->size(), *size);
+  std::unique_ptr<ReaderAt> source = std::move(file.bytes);
+  if (remote) {
+    ASSIGN_OR_RETURN(const archive::IndexHeader header, archive::ReadHeader(*source, access.index));
+    ASSIGN_OR_RETURN(source, fetch_.Open(digest, {std::move(source), file.id, file.fd}, header));
+  }
+  return blob::LayerReader::Open(std::move(source), access.index, CloneOf(access.key), shared_);
 }
 
 absl::StatusOr<uint64_t> LayerOpener::Open(const ViewTable::Opening& opening, Layer layer,
                                            absl::Time deadline) {
-  ASSIGN_OR_RETURN(const Access access, Unwrap(layer.annotations, layer.encrypted, deadline));
+  ASSIGN_OR_RETURN(const Record record, ReadRecord(layer.record));
+  if (record.remote != layer.remote)
+    return InvalidArgument(
+        "the layer's record says otherwise than the request whether it is remote");
+  ASSIGN_OR_RETURN(const Access access, Unwrap(record.annotations, layer.encrypted, deadline));
   // One opening of a layer at a time: the next one finds its view.
   const HeldViews::Claim claim(held_, opening.name());
   ViewPtr view = views_.Known(opening.name());
   if (view != nullptr) {
     if (view->layer() == nullptr) RETURN_IF_ERROR(GiveLayer(*view, claim, layer, access));
     RETURN_IF_ERROR(CheckSame(*view, access.key, access.index));
+    if (layer.remote) RETURN_IF_ERROR(UseFileOf(layer, *view, claim, access));
   } else {
     ASSIGN_OR_RETURN(view, MakeView(layer, access, deadline));
-    claim.Put(view->image().fd(), layer.annotations.get(), layer.blob.get());
+    claim.Put(view->image().fd(), layer.record.get(), layer.blob.get());
   }
   const uint64_t size = view->size();
   RETURN_IF_ERROR(views_.Publish(opening, std::move(view)));
@@ -136,21 +200,33 @@ absl::StatusOr<uint64_t> LayerOpener::Open(const ViewTable::Opening& opening, La
 // index that they name, whose header commits to the key, must be the caller's.
 absl::Status LayerOpener::GiveLayer(const ServedView& view, const HeldViews::Claim& claim,
                                     const Layer& layer, const Access& access) const {
-  ASSIGN_OR_RETURN(const UniqueFd annotations, claim.Annotations());
-  ASSIGN_OR_RETURN(const oci::IndexRef index, HeldIndex(annotations));
+  ASSIGN_OR_RETURN(const UniqueFd record, claim.Record());
+  ASSIGN_OR_RETURN(const oci::IndexRef index, HeldIndex(record));
   if (!(index == access.index)) return NotTheSame();
-  ASSIGN_OR_RETURN(std::unique_ptr<ReaderAt> source, AdoptWhole(layer));
   ASSIGN_OR_RETURN(std::unique_ptr<blob::LayerReader> reader,
-                   OpenReader(std::move(source), access));
+                   OpenReader(layer.digest, layer.blob, layer.size, layer.remote, access));
   return view.SetLayer(std::move(reader));
+}
+
+// kapsule-fetch may have begun a new file of an open layer since.
+absl::Status LayerOpener::UseFileOf(const Layer& layer, const ServedView& view,
+                                    const HeldViews::Claim& claim, const Access& access) const {
+  const std::shared_ptr<RemoteBlob> blob = fetch_.Find(layer.digest);
+  if (blob == nullptr) return absl::OkStatus();
+  ASSIGN_OR_RETURN(Blob file, AdoptBlob(layer.blob));
+  ASSIGN_OR_RETURN(const archive::IndexHeader header,
+                   archive::ReadHeader(*file.bytes, access.index));
+  ASSIGN_OR_RETURN(const bool another,
+                   blob->UseFile({std::move(file.bytes), file.id, file.fd}, header));
+  if (another) claim.Put(view.image().fd(), layer.record.get(), layer.blob.get());
+  return absl::OkStatus();
 }
 
 absl::StatusOr<ViewPtr> LayerOpener::MakeView(const Layer& layer, const Access& access,
                                               absl::Time deadline) {
-  ASSIGN_OR_RETURN(std::unique_ptr<ReaderAt> source, AdoptWhole(layer));
   ASSIGN_OR_RETURN(std::unique_ptr<blob::LayerReader> reader,
-                   OpenReader(std::move(source), access));
-  ASSIGN_OR_RETURN(const Bytes toc_bytes, reader->ReadTocBytes());
+                   OpenReader(layer.digest, layer.blob, layer.size, layer.remote, access));
+  ASSIGN_OR_RETURN(const Bytes toc_bytes, ReadToc(layer.digest, *reader, deadline));
   const absl::MutexLockMaybe one_at_a_time(toc_bytes.size() > kLargeToc ? &large_toc_mu_ : nullptr);
   RETURN_IF_ERROR(MillisecondsUntil(deadline).status());
   ASSIGN_OR_RETURN(const archive::Toc toc, reader->ParseToc(toc_bytes));
@@ -160,13 +236,51 @@ absl::StatusOr<ViewPtr> LayerOpener::MakeView(const Layer& layer, const Access& 
   return std::make_shared<const ServedView>(layer.digest, std::move(image), std::move(reader));
 }
 
+// Where it comes from a registry: also after it was dropped meanwhile, and once
+// more after it was bad and has been checked.
+absl::StatusOr<Bytes> LayerOpener::ReadToc(const oci::Digest& digest,
+                                           const blob::LayerReader& reader,
+                                           absl::Time deadline) const {
+  const ReaderAt& source = reader.source();
+  const uint64_t offset = reader.header().tar_length, size = reader.header().toc_length;
+  bool suspected = false;
+  for (;;) {
+    RETURN_IF_ERROR(WaitForBytes(source, offset, size, deadline));
+    absl::StatusOr<Bytes> toc = reader.ReadTocBytes();
+    if (toc.ok()) return toc;
+    if (!source.IsThere(offset, size)) continue;
+    if (suspected || !absl::IsDataLoss(toc.status())) return toc;
+    const std::shared_ptr<RemoteBlob> blob = fetch_.Find(digest);
+    if (blob == nullptr) return toc;
+    blob->Suspect(offset, size);
+    suspected = true;
+  }
+}
+
 absl::Status LayerOpener::Reopen(const ServedView& view, const UniqueFd& blob,
-                                 const UniqueFd& annotations, absl::Time deadline) const {
-  ASSIGN_OR_RETURN(const Access access, Unwrap(annotations, view.encrypted(), deadline));
-  ASSIGN_OR_RETURN(std::unique_ptr<ReaderAt> source, AdoptBlob(blob));
+                                 const UniqueFd& record_fd, absl::Time deadline) const {
+  ASSIGN_OR_RETURN(const Record record, ReadRecord(record_fd));
+  ASSIGN_OR_RETURN(const Access access, Unwrap(record.annotations, view.encrypted(), deadline));
   ASSIGN_OR_RETURN(std::unique_ptr<blob::LayerReader> reader,
-                   OpenReader(std::move(source), access));
+                   OpenReader(view.digest(), blob, std::nullopt, record.remote, access));
   return view.SetLayer(std::move(reader));
+}
+
+absl::Status LayerOpener::UseLocal(const oci::Digest& digest, UniqueFd fd) {
+  const auto not_open = [&] { return NotFound("layer {} is not open", digest.text()); };
+  if (views_.Known(digest.hex()) == nullptr) return not_open();
+  const HeldViews::Claim claim(held_, digest.hex());
+  const ViewPtr view = views_.Known(digest.hex());
+  if (view == nullptr) return not_open();
+  if (view->layer() == nullptr) return NoKeyYet();
+  const std::shared_ptr<RemoteBlob> blob = fetch_.Find(digest);
+  if (blob == nullptr) return absl::OkStatus();
+  ASSIGN_OR_RETURN(Blob file, AdoptBlob(fd));
+  RETURN_IF_ERROR(blob->UseLocal(std::move(file.bytes)));
+  ASSIGN_OR_RETURN(const UniqueFd held, claim.Record());
+  ASSIGN_OR_RETURN(const UniqueFd record, LocalRecord(held));
+  claim.Put(view->image().fd(), record.get(), fd.get());
+  return absl::OkStatus();
 }
 
 absl::Status LayerOpener::Authorise(const oci::Digest& digest, UniqueFd annotations,

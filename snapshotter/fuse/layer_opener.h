@@ -9,6 +9,7 @@
 
 #include "core/crypt/layer_cipher.h"
 #include "core/oci/annotations.h"
+#include "snapshotter/fuse/fetch_client.h"
 #include "snapshotter/fuse/held_views.h"
 #include "snapshotter/fuse/view_table.h"
 
@@ -17,21 +18,27 @@ namespace kapsule::fuse {
 // Thread-safe. Calls wait for the keyprovider, the disk and the holder.
 class LayerOpener {
  public:
-  // `views` and `held` outlive it; layers are opened with `shared`.
-  LayerOpener(ViewTable& views, HeldViews& held, std::filesystem::path keyprovider,
-              const blob::LayerReader::Shared& shared)
-      : views_(views), held_(held), keyprovider_(std::move(keyprovider)), shared_(shared) {}
+  // `views`, `held` and `fetch` outlive it; layers are opened with `shared`.
+  LayerOpener(ViewTable& views, HeldViews& held, FetchClient& fetch,
+              std::filesystem::path keyprovider, const blob::LayerReader::Shared& shared)
+      : views_(views),
+        held_(held),
+        fetch_(fetch),
+        keyprovider_(std::move(keyprovider)),
+        shared_(shared) {}
 
   struct Layer {
     oci::Digest digest;
     uint64_t size = 0;
     bool encrypted = false;
-    UniqueFd blob;         // read-only
-    UniqueFd annotations;  // a sealed memfd with JSON
+    bool remote = false;  // the blob is kapsule-fetch's file of it
+    UniqueFd blob;        // read-only
+    UniqueFd record;      // a sealed memfd (control_wire.h)
   };
 
   // Publishes the layer's view, after the holder got it, and returns its size. A
-  // layer that is open already must be opened by the same key, nonce and root.
+  // layer that is open already must be opened by the same key, nonce and root. Waits
+  // for the TOC of a remote layer; then also the errors of kapsule-fetch come back.
   //   NotFound, PermissionDenied  no key for this node; another key than before,
   //                               or than the layer's header commits to
   //   ResourceExhausted           no room for the view's metadata
@@ -49,10 +56,18 @@ class LayerOpener {
   //   Unavailable       as above
   absl::Status Authorise(const oci::Digest& digest, UniqueFd annotations, absl::Time deadline);
 
-  // Gives `view`, which a predecessor made, its layer again: the blob and
-  // annotations that the holder has. Errors as those of Open().
-  absl::Status Reopen(const ServedView& view, const UniqueFd& blob, const UniqueFd& annotations,
+  // Gives `view`, which a predecessor made, its layer again: the blob and record
+  // that the holder has. Errors as those of Open(). Waits for no registry.
+  absl::Status Reopen(const ServedView& view, const UniqueFd& blob, const UniqueFd& record,
                       absl::Time deadline) const;
+
+  // An open remote layer is read from `blob` from now on, also by successors; nothing
+  // where it is not remote.
+  //   NotFound         the layer is not open
+  //   Unavailable      its key has not come back after a restart; the holder did not
+  //                    take it: a successor would still ask kapsule-fetch
+  //   InvalidArgument  not such a blob
+  absl::Status UseLocal(const oci::Digest& digest, UniqueFd blob);
 
  private:
   // What annotations give access to.
@@ -62,14 +77,22 @@ class LayerOpener {
   };
   absl::StatusOr<Access> Unwrap(const UniqueFd& annotations, bool encrypted,
                                 absl::Time deadline) const;
-  absl::StatusOr<std::unique_ptr<blob::LayerReader>> OpenReader(std::unique_ptr<ReaderAt> blob,
+  absl::StatusOr<std::unique_ptr<blob::LayerReader>> OpenReader(const oci::Digest& digest,
+                                                                const UniqueFd& fd,
+                                                                std::optional<uint64_t> size,
+                                                                bool remote,
                                                                 const Access& access) const;
+  absl::StatusOr<Bytes> ReadToc(const oci::Digest& digest, const blob::LayerReader& reader,
+                                absl::Time deadline) const;
+  absl::Status UseFileOf(const Layer& layer, const ServedView& view, const HeldViews::Claim& claim,
+                         const Access& access) const;
   absl::Status GiveLayer(const ServedView& view, const HeldViews::Claim& claim, const Layer& layer,
                          const Access& access) const;
   absl::StatusOr<ViewPtr> MakeView(const Layer& layer, const Access& access, absl::Time deadline);
 
   ViewTable& views_;
   HeldViews& held_;
+  FetchClient& fetch_;
   const std::filesystem::path keyprovider_;
   const blob::LayerReader::Shared shared_;
 

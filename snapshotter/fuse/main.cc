@@ -28,7 +28,7 @@ struct Flags {
   gid_t gid = 0;
   std::string keyprovider;
   unsigned workers = std::clamp(std::thread::hardware_concurrency(), 1u, 4u);
-  uint32_t key_grace_ms = 60'000;
+  uint32_t key_grace_ms = 60'000, fetch_grace_ms = 60'000;
   ReadEngine::Options engine;
   std::string log_level = "info";
 };
@@ -104,8 +104,12 @@ absl::Status Run(const Flags& flags, absl::Time process_start) {
   RETURN_IF_ERROR(Confine({flags.uid, flags.gid, flags.keyprovider}));
   RETURN_IF_ERROR(AllowOnlyNeededCalls());
   // Never destroyed: threads that cannot be stopped use it until _exit().
-  auto* server = new ControlServer({UniqueFd(flags.control_fd), holder, flags.keyprovider,
-                                    absl::Milliseconds(flags.key_grace_ms), process_start},
+  auto* server = new ControlServer({UniqueFd(flags.control_fd),
+                                    holder,
+                                    flags.keyprovider,
+                                    absl::Milliseconds(flags.key_grace_ms),
+                                    {.grace = absl::Milliseconds(flags.fetch_grace_ms)},
+                                    process_start},
                                    std::move(memory), std::move(engine), std::move(workers));
   return server->Run();
 }
@@ -129,6 +133,8 @@ int Main(int argc, char** argv) {
       ->check(CLI::Range(1, 64));
   app.add_option("--key-grace-ms", flags.key_grace_ms,
                  "How long reads wait for keys after a restart");
+  app.add_option("--fetch-grace-ms", flags.fetch_grace_ms,
+                 "How long reads from registries wait while there is no kapsule-fetch");
   app.add_option("--read-ahead-bytes", flags.engine.read_ahead_bytes,
                  "Memory for what streams will read");
   app.add_option("--chunk-cache-bytes", flags.engine.chunk_cache_bytes,

@@ -6,18 +6,6 @@
 namespace kapsule::fuse {
 namespace {
 
-// The part of a view's range that is of the tar.
-struct Range {
-  uint64_t offset = 0;
-  size_t size = 0;
-};
-Range TarRange(const ServedView& view, uint64_t offset, size_t size) {
-  const uint64_t begin = std::max(offset, view.metadata_size());
-  const uint64_t end = std::min(offset + size, view.metadata_size() + view.tar_length());
-  if (begin >= end) return {};
-  return {begin - view.metadata_size(), end - begin};
-}
-
 absl::Status CheckRange(const ServedView& view, uint64_t offset, size_t size) {
   if (offset <= view.size() && size <= view.size() - offset) return absl::OkStatus();
   return absl::OutOfRangeError(
@@ -37,7 +25,7 @@ std::optional<absl::Status> ReadParts(const ServedView& view, uint64_t offset, M
     offset += n;
     out = out.subspan(n);
   }
-  const Range range = TarRange(view, offset, out.size());
+  const ReadEngine::LayerRange range = ReadEngine::InLayer(view, offset, out.size());
   if (range.size != 0) {
     const MutableByteSpan tar = out.first(range.size);
     const std::optional<absl::Status> read = read_tar(range.offset, tar);
@@ -48,11 +36,8 @@ std::optional<absl::Status> ReadParts(const ServedView& view, uint64_t offset, M
   return status;
 }
 
-void HandleFailure(const ServedView& view, uint64_t offset, MutableByteSpan out,
-                   const absl::Status& status) {
-  if (status.ok()) return;
-  std::fill(out.begin(), out.end(), std::byte{0});
-  view.LogFailure(offset, status);
+void ClearAfterFailure(MutableByteSpan out, const absl::Status& status) {
+  if (!status.ok()) std::fill(out.begin(), out.end(), std::byte{0});
 }
 
 }  // namespace
@@ -84,7 +69,7 @@ std::optional<absl::Status> ReadEngine::TryRead(ReadScratch& scratch, const Serv
       ReadParts(view, offset, out, [&](uint64_t at, MutableByteSpan tar) {
         return layers_->TryRead(scratch, view.layer(), at, tar);
       });
-  if (status) HandleFailure(view, offset, out, *status);
+  if (status) ClearAfterFailure(out, *status);
   return status;
 }
 
@@ -94,17 +79,36 @@ absl::Status ReadEngine::ReadNow(ReadScratch& scratch, const ServedView& view, u
       ReadParts(view, offset, out, [&](uint64_t at, MutableByteSpan tar) {
         return std::optional(layers_->ReadNow(scratch, *view.layer(), at, tar));
       });
-  HandleFailure(view, offset, out, *status);
+  ClearAfterFailure(out, *status);
   return *status;
 }
 
+ReadEngine::LayerRange ReadEngine::InLayer(const ServedView& view, uint64_t offset, size_t size) {
+  const uint64_t begin = std::max(offset, view.metadata_size());
+  const uint64_t end = std::min(offset + size, view.metadata_size() + view.tar_length());
+  if (begin >= end) return {};
+  return {begin - view.metadata_size(), end - begin};
+}
+
+// A chunk lies in one block: what is around the range comes with it.
+bool ReadEngine::IsThere(const ServedView& view, uint64_t offset, size_t size) {
+  const LayerRange range = InLayer(view, offset, size);
+  return view.layer()->source().IsThere(range.offset, range.size);
+}
+
+void ReadEngine::WhenThere(const ServedView& view, uint64_t offset, size_t size,
+                           std::function<void(absl::Status)> then) {
+  const LayerRange range = InLayer(view, offset, size);
+  view.layer()->source().WhenThere(range.offset, range.size, std::move(then));
+}
+
 bool ReadEngine::InStream(const ServedView& view, uint64_t offset, uint32_t size) {
-  const auto [at, n] = TarRange(view, offset, size);
+  const auto [at, n] = InLayer(view, offset, size);
   return n != 0 && layers_->IsLoading(view.layer()->id(), at, n);
 }
 
 void ReadEngine::Defer(Deferred read) {
-  const auto [at, n] = TarRange(*read.view, read.offset, read.size);
+  const auto [at, n] = InLayer(*read.view, read.offset, read.size);
   const uint64_t layer = read.view->layer()->id();
   auto deferred = std::make_shared<DeferredRead>();
   deferred->finish = [this, finish = std::move(read.finish)](ReadScratch& scratch,

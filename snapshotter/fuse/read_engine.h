@@ -40,12 +40,22 @@ class ReadEngine {
   const blob::LayerReader::Shared& shared() const { return shared_; }
 
   // The bytes or the error where no I/O is needed; nullopt where it is. After an
-  // error `out` is zero, and the error has been logged.
+  // error `out` is zero.
   std::optional<absl::Status> TryRead(ReadScratch& scratch, const ServedView& view, uint64_t offset,
                                       MutableByteSpan out);
-  // Waits for the disk.
+  // Waits for the disk, but not for bytes that come from afar.
   absl::Status ReadNow(ReadScratch& scratch, const ServedView& view, uint64_t offset,
                        MutableByteSpan out);
+  // The part of a view's range that is of the layer.
+  struct LayerRange {
+    uint64_t offset = 0;
+    size_t size = 0;
+  };
+  static LayerRange InLayer(const ServedView& view, uint64_t offset, size_t size);
+  // Whether that part can be read, and when: ReaderAt's of the stored blob.
+  static bool IsThere(const ServedView& view, uint64_t offset, size_t size);
+  static void WhenThere(const ServedView& view, uint64_t offset, size_t size,
+                        std::function<void(absl::Status)> then);
   // Whether a read should wait for its stream's blocks, which are on their way,
   // rather than be read from disk by the calling thread.
   bool InStream(const ServedView& view, uint64_t offset, uint32_t size);

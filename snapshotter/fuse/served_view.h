@@ -4,6 +4,7 @@
 #include <absl/base/thread_annotations.h>
 #include <absl/synchronization/mutex.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <set>
@@ -56,6 +57,13 @@ class ServedView {
   // this thread, or later in the one that says so.
   void WhenDecided(std::function<void()> then) const ABSL_LOCKS_EXCLUDED(mu_);
 
+  // Reads of it that wait for its registry: bounded, so that one that never answers
+  // leaves others' reads room.
+  static constexpr uint32_t kMaxFarReads = 1024;
+  bool has_room_for_far_read() const { return far_reads_ < kMaxFarReads; }
+  void CountFarRead() const { ++far_reads_; }
+  void EndFarRead() const { --far_reads_; }
+
   // Logs each failure once for every text: that names the chunk. After
   // kMaxLogged of them the layer is only counted as bad.
   void LogFailure(uint64_t offset, const absl::Status& error) const ABSL_LOCKS_EXCLUDED(mu_);
@@ -66,6 +74,7 @@ class ServedView {
   const std::string name_;
   const std::unique_ptr<const view::Image> image_;
 
+  mutable std::atomic<uint32_t> far_reads_ = 0;
   mutable absl::Mutex mu_;
   mutable LayerPtr layer_ ABSL_GUARDED_BY(mu_);
   mutable bool failed_ ABSL_GUARDED_BY(mu_) = false;

@@ -48,7 +48,7 @@ TEST(TaskPoolTest, AnEarlierTaskWakesOneThatWaitsForALaterOne) {
 }
 
 TEST(TaskPoolTest, TheNumberThatWaitsIsBounded) {
-  TaskPool& pool = NewPool(2);
+  TaskPool pool(2);  // never started
   EXPECT_TRUE(pool.Add([] {}));
   EXPECT_TRUE(pool.Add([] {}));
   EXPECT_FALSE(pool.Add([] {}));

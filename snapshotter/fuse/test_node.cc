@@ -51,6 +51,7 @@ TestKeys::TestKeys(const fs::path& socket, const blob::TestLayer& layer)
       ++requests_;
       if (!keyprovider::ReceiveRequest(connection.get()).ok()) continue;
       const auto unwrap = [this]() -> absl::StatusOr<keyprovider::UnwrappedLayer> {
+        const absl::MutexLock lock(&mu_);
         RETURN_IF_ERROR(refusal_);
         return keyprovider::UnwrappedLayer{layer_.key.Clone(), layer_.ref};
       };
@@ -59,7 +60,10 @@ TestKeys::TestKeys(const fs::path& socket, const blob::TestLayer& layer)
   });
 }
 
-void TestKeys::Refuse(absl::Status refusal) { refusal_ = std::move(refusal); }
+void TestKeys::Refuse(absl::Status refusal) {
+  const absl::MutexLock lock(&mu_);
+  refusal_ = std::move(refusal);
+}
 
 TestKeys::~TestKeys() {
   stopping_ = true;
@@ -153,9 +157,7 @@ TestNode::TestNode()
   EXPECT_EQ(chmod(name.c_str(), 0711), 0);  // the keyprovider's socket is in it
   EXPECT_TRUE(MakeDirs(folder_ / "views", 0700).ok());
   for (const bool encrypted : {false, true})
-    EXPECT_TRUE(WriteFileAtomic(folder_ / (encrypted ? "encrypted" : "plain"),
-                                AsBytes(LayerOf(encrypted).bytes), 0600)
-                    .ok());
+    EXPECT_TRUE(WriteFileAtomic(BlobPath(encrypted), AsBytes(LayerOf(encrypted).bytes), 0600).ok());
   holder_ = std::make_unique<TestHolder>(folder_ / "holder.sock");
   StartKeys();
   const UniqueFd device = OpenFile("/dev/fuse", O_RDWR).value();
@@ -195,16 +197,27 @@ oci::Digest TestNode::DigestOf(bool encrypted) {
 }
 
 absl::Status TestNode::Open(TestProcess& process, bool encrypted) {
+  return Open(process, encrypted, OpenFile(BlobPath(encrypted), O_RDONLY).value(), false,
+              kOpenTimeoutMs);
+}
+
+absl::Status TestNode::OpenRemote(TestProcess& process, bool encrypted, const UniqueFd& blob,
+                                  uint32_t timeout_ms) {
+  return Open(process, encrypted, blob, true, timeout_ms);
+}
+
+absl::Status TestNode::Open(TestProcess& process, bool encrypted, const UniqueFd& blob, bool remote,
+                            uint32_t timeout_ms) {
   const blob::TestLayer& layer = LayerOf(encrypted);
   const oci::Annotations annotations = {{std::string(oci::kIndexAnnotation), layer.ref.ToJson()}};
-  const UniqueFd memfd =
-      SealedMemfd("annotations", AsBytes(keyprovider::AnnotationsToJson(annotations))).value();
-  const UniqueFd blob = OpenFile(folder_ / (encrypted ? "encrypted" : "plain"), O_RDONLY).value();
+  const control::LayerRecord record = {keyprovider::AnnotationsToJson(annotations), remote};
+  const UniqueFd memfd = SealedMemfd("record", AsBytes(control::RecordToJson(record))).value();
   v1::DataPlaneRequest request;
   request.mutable_open()->set_digest(DigestOf(encrypted).hex());
   request.mutable_open()->set_size(layer.bytes.size());
   request.mutable_open()->set_encrypted(encrypted);
-  request.mutable_open()->set_timeout_ms(10'000);
+  request.mutable_open()->set_timeout_ms(timeout_ms);
+  request.mutable_open()->set_remote(remote);
   return process.Call(std::move(request), {blob.get(), memfd.get()}).status();
 }
 
@@ -223,6 +236,25 @@ std::string TestNode::Expected(bool encrypted) const {
   const auto view = view::View::Open(std::move(reader).value()).value();
   std::string bytes(view->size(), '\0');
   EXPECT_TRUE(view->Read(0, std::as_writable_bytes(std::span(bytes))).ok());
+  return bytes;
+}
+
+UniqueFd OpenView(const TestNode& node, bool encrypted) {
+  UniqueFd fd(open(node.ViewPath(encrypted).c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC));
+  EXPECT_TRUE(fd.valid()) << strerror(errno);
+  return fd;
+}
+
+std::string ReadAll(const UniqueFd& fd, size_t piece) {
+  std::string bytes;
+  void* buffer = nullptr;
+  EXPECT_EQ(posix_memalign(&buffer, 4096, piece), 0);
+  for (;;) {
+    const ssize_t n = pread(fd.get(), buffer, piece, static_cast<off_t>(bytes.size()));
+    if (n <= 0) break;
+    bytes.append(static_cast<const char*>(buffer), static_cast<size_t>(n));
+  }
+  free(buffer);
   return bytes;
 }
 

@@ -48,7 +48,8 @@ class TestKeys {
 
  private:
   const blob::TestLayer& layer_;
-  absl::Status refusal_;
+  absl::Mutex mu_;
+  absl::Status refusal_ ABSL_GUARDED_BY(mu_);
   UniqueFd listener_;
   std::atomic<bool> stopping_ = false;
   std::atomic<int> requests_ = 0;
@@ -98,6 +99,9 @@ class TestNode {
   control::Holder HolderClient() const { return control::Holder(holder_->Connect()); }
 
   absl::Status Open(TestProcess& process, bool encrypted);
+  // `blob` is kapsule-fetch's file of it.
+  absl::Status OpenRemote(TestProcess& process, bool encrypted, const UniqueFd& blob,
+                          uint32_t timeout_ms = kOpenTimeoutMs);
   absl::Status Close(TestProcess& process, bool encrypted);
   static oci::Digest DigestOf(bool encrypted);
   std::filesystem::path ViewPath(bool encrypted) const {
@@ -106,15 +110,26 @@ class TestNode {
   // What a view must show.
   std::string Expected(bool encrypted) const;
   const std::filesystem::path& folder() const { return folder_; }
+  const blob::TestLayer& LayerOf(bool encrypted) const { return encrypted ? encrypted_ : plain_; }
+  std::filesystem::path BlobPath(bool encrypted) const {
+    return folder_ / (encrypted ? "encrypted" : "plain");
+  }
 
  private:
-  const blob::TestLayer& LayerOf(bool encrypted) const { return encrypted ? encrypted_ : plain_; }
+  static constexpr uint32_t kOpenTimeoutMs = 10'000;
+  absl::Status Open(TestProcess& process, bool encrypted, const UniqueFd& blob, bool remote,
+                    uint32_t timeout_ms);
 
   std::filesystem::path folder_;
   blob::TestLayer encrypted_, plain_;
   std::unique_ptr<TestHolder> holder_;
   std::unique_ptr<TestKeys> keys_;
 };
+
+// A view, past the page cache: every read is a request.
+UniqueFd OpenView(const TestNode& node, bool encrypted);
+// All of a file by reads of `piece` bytes; shorter after an error.
+std::string ReadAll(const UniqueFd& fd, size_t piece = 1 << 20);
 
 // A thread that reads from the node's mount; where nobody joins it, a test has
 // failed and the connection is ended first.

@@ -38,14 +38,14 @@ absl::StatusOr<ViewPtr> ViewRestorer::Load(const std::string& name) {
   if (!fds.ok()) return Unavailable("get it from the holder: {}", Describe(fds.status()));
   if (fds->size() != 3)
     return InvalidArgument("the holder has {} descriptors of it instead of 3", fds->size());
-  UniqueFd &image_fd = (*fds)[0], &annotations = (*fds)[1], &blob = (*fds)[2];
+  UniqueFd &image_fd = (*fds)[0], &record = (*fds)[1], &blob = (*fds)[2];
   struct stat st;
   if (fstat(image_fd.get(), &st) != 0) return ErrnoStatus(errno, "stat a view's image");
   Loaded& loaded = loaded_[name];
   if (loaded.view != nullptr && loaded.image == st.st_ino) return loaded.view;
   ASSIGN_OR_RETURN(std::unique_ptr<view::Image> image, view::Image::Adopt(std::move(image_fd)));
   loaded = {std::make_shared<const ServedView>(digest, std::move(image)), st.st_ino};
-  keys_.Fetch(loaded.view, std::move(blob), std::move(annotations));
+  keys_.Fetch(loaded.view, std::move(blob), std::move(record));
   return loaded.view;
 }
 

@@ -1,0 +1,96 @@
+// Layers that come from a registry, as kapsule-snapshotter opens them. Needs root.
+#include <absl/time/clock.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/socket.h>
+
+#include <atomic>
+#include <thread>
+
+#include "core/control/control_wire.h"
+#include "core/control/fetch_wire.h"
+#include "snapshotter/data_plane_test_node.h"
+
+namespace kapsule::snapshotter {
+namespace {
+
+using blob::MakeTestFile;
+using blob::TestBytes;
+using testing::Eventually;
+using testing::Reader;
+using testing::SendSignal;
+using testing::StoredLayer;
+
+// kapsule-fetch with every block in its file already.
+class FullFetcher {
+ public:
+  FullFetcher() : pair_(*control::MakeSocketPair()), thread_([this] { Run(); }) {}
+  ~FullFetcher() {
+    shutdown(pair_.ours.get(), SHUT_RDWR);
+    thread_.join();
+  }
+  const UniqueFd& socket() const { return pair_.theirs; }
+  int wants() const { return wants_; }
+
+ private:
+  void Run() {
+    for (;;) {
+      const auto packet = control::ReceiveFetchPacket(pair_.ours.get());
+      if (!packet.ok()) return;
+      const auto* const want = std::get_if<control::FetchWant>(&packet->body);
+      if (want == nullptr) continue;
+      ++wants_;
+      control::FetchHave have{want->first, {}};
+      for (uint32_t i = 0; i < want->count; ++i) have.blocks.set(i);
+      static_cast<void>(control::SendFetchPacket(pair_.ours.get(), {packet->blob, have},
+                                                 control::FetchSend::kWait));
+    }
+  }
+
+  const control::SocketPair pair_;
+  std::atomic<int> wants_ = 0;
+  std::thread thread_;
+};
+
+using RemoteLayerTest = testing::DataPlaneTest;
+
+TEST_F(RemoteLayerTest, ItIsReadThroughSuccessorsAndAtLastHere) {
+  StartPlane();
+  const absl::Time deadline = absl::Now() + absl::Seconds(20);
+  const StoredLayer layer = Store({MakeTestFile("weights", TestBytes(4 << 20, 5))}, key_);
+  const FullFetcher fetcher;
+  ASSERT_TRUE(plane_->UseFetcher(fetcher.socket(), deadline).ok());
+  const auto view =
+      plane_->Open(layer.digest, layer.layer.bytes.size(), true,
+                   OpenFile(layer.path, O_RDONLY).value(), layer.annotations, deadline, true);
+  ASSERT_TRUE(view.ok()) << view.status();
+  EXPECT_GT(fetcher.wants(), 0) << "for its TOC";
+  auto mount = Mount(*view);
+  ASSERT_TRUE(mount.ok()) << mount.status();
+  {
+    const Reader reader((*mount)->path(), layer.layer);
+    const auto expect_reading = [&] {
+      EXPECT_TRUE(reader.WaitForRounds(2)) << "the reader hangs";
+      EXPECT_EQ(reader.problem(), "");
+    };
+    expect_reading();
+    for (uint64_t takeovers = 1; takeovers <= 2; ++takeovers) {
+      const int before = fetcher.wants();
+      SendSignal(plane_->pid(), SIGKILL);
+      ASSERT_TRUE(Eventually([&] { return plane_->status().takeovers == takeovers; }));
+      expect_reading();
+      EXPECT_GT(fetcher.wants(), before) << "the successor knew nothing";
+    }
+    const UniqueFd blob = OpenFile(layer.path, O_RDONLY).value();
+    EXPECT_TRUE(plane_->UseLocal(layer.digest, blob, deadline).ok());
+    const int before = fetcher.wants();
+    SendSignal(plane_->pid(), SIGKILL);
+    ASSERT_TRUE(Eventually([&] { return plane_->status().takeovers == 3; }));
+    expect_reading();
+    EXPECT_EQ(fetcher.wants(), before);
+  }
+  mount->reset();
+}
+
+}  // namespace
+}  // namespace kapsule::snapshotter
