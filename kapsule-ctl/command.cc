@@ -13,6 +13,7 @@ constexpr char kExamples[] =
     "  kapsule-ctl keys generate --type rsa-4096 -o keys/\n"
     "  kapsule-ctl build -f Modelfile -t registry.example.com/acme/llama:enc \\\n"
     "      --encryption-key keys/public.pem .\n"
+    "  kapsule-ctl pull --containerd registry.example.com/acme/llama:enc\n"
     "  kapsule-ctl inspect registry.example.com/acme/llama:enc\n\n";
 
 // CLI11 gives each kind of usage error a code of its own; ours is 2.
@@ -39,6 +40,7 @@ int Main(int argc, char** argv) {
   app.footer(std::string(kExamples) + kExitCodesHelp);
   AddKeys(app, action);
   AddBuild(app, action);
+  AddPull(app, action);
   AddInspect(app, action);
   AddDoctor(app, action);
   AddStatus(app, action);

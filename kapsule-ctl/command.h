@@ -15,6 +15,7 @@ using Action = std::function<absl::Status()>;
 
 void AddKeys(CLI::App& app, Action& action);
 void AddBuild(CLI::App& app, Action& action);
+void AddPull(CLI::App& app, Action& action);
 void AddInspect(CLI::App& app, Action& action);
 void AddDoctor(CLI::App& app, Action& action);
 void AddStatus(CLI::App& app, Action& action);

@@ -8,6 +8,7 @@
 #include "core/base/log.h"
 #include "core/base/printable.h"
 #include "kapsule-ctl/command.h"
+#include "kapsule-ctl/containerd_config.h"
 
 namespace kapsule::ctl {
 namespace {
@@ -35,7 +36,7 @@ std::string Numbered(long count, const char* what) {
 }
 
 struct Options {
-  std::string config, address;
+  std::string config, address, containerd_config;
   bool json = false;
 };
 
@@ -46,6 +47,7 @@ absl::StatusOr<NodeSettings> SettingsOf(const Options& options) {
                      LoadNodeSettings(options.config.empty() ? kNodeConfig : options.config));
   }
   if (!options.address.empty()) settings.address = options.address;
+  settings.containerd_config = options.containerd_config;
   return settings;
 }
 
@@ -53,7 +55,8 @@ absl::Status Doctor(const Options& options) {
   RETURN_IF_ERROR(InitLog("kapsule-ctl", "error"));
   ASSIGN_OR_RETURN(const NodeSettings settings, SettingsOf(options));
   std::vector<Check> checks;
-  for (const auto& list : {HostChecks, MountChecks, MemoryChecks, NodeChecks})
+  for (const auto& list :
+       {HostChecks, MountChecks, MemoryChecks, NodeChecks, FetchChecks, ContainerdChecks})
     for (Check& check : list()) checks.push_back(std::move(check));
   const std::vector<Diagnosis> diagnoses = Diagnose(checks, settings, geteuid() == 0);
   RETURN_IF_ERROR(options.json ? PrintResult(DiagnosesJson(diagnoses))
@@ -117,6 +120,10 @@ void AddDoctor(CLI::App& app, Action& action) {
       ->type_name("PATH");
   verb->add_option("--config", options->config,
                    fmt::format("The snapshotter's TOML file [{}, where it is]", kNodeConfig))
+      ->type_name("FILE");
+  verb->add_option(
+          "--containerd-config", options->containerd_config,
+          fmt::format("containerd's TOML file [the one it runs with, else {}]", kContainerdConfig))
       ->type_name("FILE");
   verb->add_flag("--json", options->json, "Print the result as JSON");
   verb->footer(

@@ -33,6 +33,9 @@ std::vector<Check> HostChecks();    // the kernel and its settings
 std::vector<Check> MountChecks();   // mounting a view
 std::vector<Check> MemoryChecks();  // where keys and models could leak to
 std::vector<Check> NodeChecks();    // daemons, users, folders
+std::vector<Check> FetchChecks();   // reading blobs from registries
+// containerd's configuration. These of one call look for it once.
+std::vector<Check> ContainerdChecks();
 
 struct Diagnosis {
   std::string name;

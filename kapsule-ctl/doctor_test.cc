@@ -132,6 +132,10 @@ TEST_F(NodeSettingsTest, DefaultsAreThoseOfTheShippedConfig) {
   EXPECT_EQ(shipped->keyprovider_socket, defaults.keyprovider_socket);
   EXPECT_EQ(shipped->fuse_user, defaults.fuse_user);
   EXPECT_EQ(shipped->view_mount, defaults.view_mount);
+  EXPECT_EQ(shipped->fetch_user, defaults.fetch_user);
+  EXPECT_EQ(shipped->fetch_cache, defaults.fetch_cache);
+  EXPECT_EQ(shipped->fetch_cache_bytes, defaults.fetch_cache_bytes);
+  EXPECT_EQ(shipped->hosts_dir, defaults.hosts_dir);
 }
 
 TEST_F(NodeSettingsTest, TakesWhatItKnowsAndLeavesTheRest) {
@@ -145,6 +149,8 @@ TEST_F(NodeSettingsTest, TakesWhatItKnowsAndLeavesTheRest) {
 TEST_F(NodeSettingsTest, AnErrorNamesFileAndLine) {
   EXPECT_THAT(Message(Load("\nroot = 7\n").status()), HasSubstr("x.toml:2: root must be a string"));
   EXPECT_THAT(Message(Load("root = \n").status()), HasSubstr("x.toml:1: "));
+  EXPECT_THAT(Message(Load("fetch_cache_bytes = '1'").status()),
+              HasSubstr("x.toml:1: fetch_cache_bytes must be a number"));
   EXPECT_TRUE(absl::IsNotFound(LoadNodeSettings(dir_ + "/none").status()));
 }
 

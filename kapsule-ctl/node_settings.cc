@@ -2,6 +2,9 @@
 
 #include <toml++/toml.h>
 
+#include <optional>
+#include <variant>
+
 #include "core/base/file.h"
 
 namespace kapsule::ctl {
@@ -11,7 +14,7 @@ constexpr uint64_t kMaxFileBytes = 1 << 20;
 
 struct Field {
   const char* key;
-  std::string NodeSettings::*member;
+  std::variant<std::string NodeSettings::*, int64_t NodeSettings::*> member;
 };
 constexpr Field kFields[] = {
     {"root", &NodeSettings::root},
@@ -22,7 +25,19 @@ constexpr Field kFields[] = {
     {"keyprovider_socket", &NodeSettings::keyprovider_socket},
     {"fuse_user", &NodeSettings::fuse_user},
     {"view_mount", &NodeSettings::view_mount},
+    {"fetch_user", &NodeSettings::fetch_user},
+    {"fetch_cache", &NodeSettings::fetch_cache},
+    {"fetch_cache_bytes", &NodeSettings::fetch_cache_bytes},
+    {"hosts_dir", &NodeSettings::hosts_dir},
 };
+
+// False where the value is of another type.
+template <typename T>
+bool Set(NodeSettings& settings, T NodeSettings::*member, const toml::node& value) {
+  const std::optional<T> found = value.value_exact<T>();
+  if (found) settings.*member = *found;
+  return found.has_value();
+}
 
 }  // namespace
 
@@ -39,11 +54,9 @@ absl::StatusOr<NodeSettings> LoadNodeSettings(const std::filesystem::path& path)
   for (const Field& field : kFields) {
     const toml::node* value = table.get(field.key);
     if (value == nullptr) continue;
-    const std::optional<std::string> word = value->value_exact<std::string>();
-    if (!word)
-      return InvalidArgument("{}:{}: {} must be a string", path.string(),
-                             value->source().begin.line, field.key);
-    settings.*field.member = *word;
+    if (!std::visit([&](auto member) { return Set(settings, member, *value); }, field.member))
+      return InvalidArgument("{}:{}: {} must be a {}", path.string(), value->source().begin.line,
+                             field.key, field.member.index() == 0 ? "string" : "number");
   }
   return settings;
 }

@@ -1,6 +1,7 @@
 // Where the parts of a node are: what kapsule-ctl needs of the snapshotter's config.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <string>
 
@@ -20,6 +21,13 @@ struct NodeSettings {
   std::string keyprovider_socket = "/run/kapsule-keys/keys.sock";
   std::string fuse_user = "kapsule-fuse";
   std::string view_mount = "auto";
+  std::string fetch_user = "kapsule-fetch";
+  std::string fetch_cache = "/var/cache/kapsule";
+  int64_t fetch_cache_bytes = int64_t{64} << 30;
+  std::string hosts_dir = "/etc/containerd/certs.d";
+
+  // Not of that file: containerd's own, where it is named (doctor).
+  std::string containerd_config = {};
 };
 
 // Keys that are not above are the snapshotter's business.

@@ -1,28 +1,14 @@
 #include "core/containerd/client.h"
 
-#include <grpcpp/grpcpp.h>
-
-#include <algorithm>
-
-#include "containerd/services/containers/v1/containers.grpc.pb.h"
-#include "containerd/services/content/v1/content.grpc.pb.h"
-#include "containerd/services/images/v1/images.grpc.pb.h"
-#include "containerd/services/leases/v1/leases.grpc.pb.h"
-#include "containerd/services/namespaces/v1/namespace.grpc.pb.h"
-#include "containerd/services/snapshots/v1/snapshots.grpc.pb.h"
+#include "core/base/printable.h"
+#include "core/containerd/client_calls.h"
 
 namespace kapsule::containerd {
 namespace {
 
-namespace containers = ::containerd::services::containers::v1;
-namespace content = ::containerd::services::content::v1;
-namespace images = ::containerd::services::images::v1;
-namespace leases = ::containerd::services::leases::v1;
-namespace namespaces = ::containerd::services::namespaces::v1;
-namespace snapshots = ::containerd::services::snapshots::v1;
-
 // containerd's own limit; a list of images may be longer than gRPC's default.
 constexpr int kMaxMessageBytes = 16 << 20;
+constexpr size_t kMaxErrorBytes = 2000;
 
 std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
   grpc::ChannelArguments args;
@@ -31,22 +17,6 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   return grpc::CreateCustomChannel("unix://" + address, grpc::InsecureChannelCredentials(), args);
 }
-
-// The context of one call.
-class Call {
- public:
-  Call(const std::string& ns, absl::Time deadline) {
-    if (!ns.empty()) context_.AddMetadata("containerd-namespace", ns);
-    // gRPC takes a time before 1970 for no deadline at all.
-    context_.set_deadline(absl::ToChronoTime(std::max(deadline, absl::UnixEpoch())));
-  }
-  grpc::ClientContext* get() { return &context_; }
-  void SetLease(const std::string& lease) { context_.AddMetadata("containerd-lease", lease); }
-  void Cancel() { context_.TryCancel(); }
-
- private:
-  grpc::ClientContext context_;
-};
 
 absl::StatusOr<Image> ImageFromProto(const images::Image& record) {
   Image image{.name = record.name(), .target = {}};
@@ -60,22 +30,6 @@ absl::StatusOr<Image> ImageFromProto(const images::Image& record) {
 
 }  // namespace
 
-struct Client::Stubs {
-  explicit Stubs(const std::shared_ptr<grpc::Channel>& channel)
-      : containers(channel),
-        content(channel),
-        images(channel),
-        leases(channel),
-        namespaces(channel),
-        snapshots(channel) {}
-  containers::Containers::Stub containers;
-  content::Content::Stub content;
-  images::Images::Stub images;
-  leases::Leases::Stub leases;
-  namespaces::Namespaces::Stub namespaces;
-  snapshots::Snapshots::Stub snapshots;
-};
-
 Client::Client(std::filesystem::path address)
     : address_(address.string()), stubs_(std::make_unique<Stubs>(Connect(address_))) {}
 
@@ -84,9 +38,9 @@ Client::~Client() = default;
 // gRPC's codes and absl's have the same numbers.
 absl::Status Client::Failure(const grpc::Status& status, const std::string& what) const {
   if (status.ok()) return absl::OkStatus();
-  return absl::Status(
-      static_cast<absl::StatusCode>(status.error_code()),
-      fmt::format("containerd at {}: {}: {}", address_, what, status.error_message()));
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
+                      fmt::format("containerd at {}: {}: {}", address_, what,
+                                  Printable(status.error_message(), kMaxErrorBytes)));
 }
 
 absl::StatusOr<std::vector<std::string>> Client::ListNamespaces(absl::Time deadline) {
@@ -196,22 +150,6 @@ absl::StatusOr<Container> Client::GetContainer(const std::string& ns, const std:
                           fmt::format("container {} of namespace {}", id, ns)));
   const containers::Container& record = response.container();
   return Container{record.id(), record.image(), record.snapshotter(), record.snapshot_key()};
-}
-
-absl::Status Client::PrepareSnapshot(const std::string& ns, const std::string& snapshotter,
-                                     const std::string& key, const std::string& parent,
-                                     const Labels& labels, const std::string& lease,
-                                     absl::Time deadline) {
-  Call call(ns, deadline);
-  if (!lease.empty()) call.SetLease(lease);
-  snapshots::PrepareSnapshotRequest request;
-  request.set_snapshotter(snapshotter);
-  request.set_key(key);
-  request.set_parent(parent);
-  request.mutable_labels()->insert(labels.begin(), labels.end());
-  snapshots::PrepareSnapshotResponse response;
-  return Failure(stubs_->snapshots.Prepare(call.get(), request, &response),
-                 fmt::format("prepare snapshot {}", key));
 }
 
 absl::Status Client::RemoveSnapshot(const std::string& ns, const std::string& snapshotter,

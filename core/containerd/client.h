@@ -1,11 +1,12 @@
-// containerd as Kapsule asks it: images, content, containers and snapshots over
-// its unix socket.
+// containerd as Kapsule asks it: images, content, containers, snapshots and leases
+// over its unix socket.
 #pragma once
 
 #include <absl/time/time.h>
 #include <grpcpp/support/status.h>
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -14,6 +15,9 @@
 #include "core/oci/manifest.h"
 
 namespace kapsule::containerd {
+
+// Hands the bytes of a blob to a sink, whose error ends it and is returned.
+using BlobReader = std::function<absl::Status(const std::function<absl::Status(ByteSpan)>& sink)>;
 
 using Labels = std::map<std::string, std::string>;
 
@@ -71,6 +75,17 @@ class Client {
                                const std::string& key, const std::string& value,
                                absl::Time deadline);
 
+  // Writes a blob, unless it is there; `reader` is not called then, nor where an
+  // earlier write got to the end. The blob belongs to `lease` in either case.
+  // Errors of `reader`, and:
+  //   Unavailable         another write of the blob is under way
+  //   FailedPrecondition  other bytes than `blob` says
+  absl::Status WriteBlob(const std::string& ns, const oci::Descriptor& blob,
+                         const BlobReader& reader, const std::string& lease, absl::Time deadline);
+
+  // Has the image of that name point to `image.target`.
+  absl::Status PutImage(const std::string& ns, const Image& image, absl::Time deadline);
+
   // NotFound: no such container (yet).
   absl::StatusOr<Container> GetContainer(const std::string& ns, const std::string& id,
                                          absl::Time deadline);
@@ -81,11 +96,26 @@ class Client {
   absl::Status PrepareSnapshot(const std::string& ns, const std::string& snapshotter,
                                const std::string& key, const std::string& parent,
                                const Labels& labels, const std::string& lease, absl::Time deadline);
+  // Prepares a snapshot and has containerd unpack `layer`, whose blob it has, into
+  // it; the digest of the tar that this was. After an error as after success
+  // `key` may be there: commit or remove it. Errors as PrepareSnapshot() and those of
+  // unpacking.
+  absl::StatusOr<oci::Digest> Unpack(const std::string& ns, const std::string& snapshotter,
+                                     const std::string& key, const std::string& parent,
+                                     const Labels& labels, const oci::Descriptor& layer,
+                                     const std::string& lease, absl::Time deadline);
+  // AlreadyExists: a snapshot `name`.
+  absl::Status CommitSnapshot(const std::string& ns, const std::string& snapshotter,
+                              const std::string& name, const std::string& key, const Labels& labels,
+                              const std::string& lease, absl::Time deadline);
+  // NotFound: no such snapshot.
+  absl::StatusOr<Labels> GetSnapshotLabels(const std::string& ns, const std::string& snapshotter,
+                                           const std::string& key, absl::Time deadline);
   absl::Status RemoveSnapshot(const std::string& ns, const std::string& snapshotter,
                               const std::string& key, absl::Time deadline);
 
   // A lease keeps what is made under it from garbage collection until it is
-  // deleted, at most for `lifetime`.
+  // deleted, at most for `lifetime`. AlreadyExists: a lease of that id.
   absl::Status CreateLease(const std::string& ns, const std::string& id, absl::Duration lifetime,
                            absl::Time deadline);
   absl::Status DeleteLease(const std::string& ns, const std::string& id, absl::Time deadline);

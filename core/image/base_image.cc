@@ -67,14 +67,16 @@ absl::StatusOr<BaseImage> Read(oci::ImageSource& source) {
 
 absl::StatusOr<ImageManifest> ReadImageManifest(oci::ImageSource& source) {
   ASSIGN_OR_RETURN(oci::ImageSource::ManifestBytes found, source.GetManifest(std::nullopt));
+  ImageManifest image;
   if (IsIndex(found.media_type)) {
     ASSIGN_OR_RETURN(const oci::Index index, oci::ParseIndex(found.bytes));
     ASSIGN_OR_RETURN(const oci::Digest digest, ChoosePlatform(index));
+    image.index = std::move(found);
     ASSIGN_OR_RETURN(found, source.GetManifest(digest));
   }
-  ImageManifest image;
   ASSIGN_OR_RETURN(image.manifest, oci::ParseManifest(found.bytes));
   image.digest = oci::Digest::Of(AsBytes(found.bytes));
+  image.original = std::move(found);
   return image;
 }
 

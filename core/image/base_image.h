@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "core/oci/image_store.h"
@@ -17,6 +18,8 @@ struct BaseImage {
 struct ImageManifest {
   oci::Manifest manifest;
   oci::Digest digest;
+  oci::ImageSource::ManifestBytes original;                   // of the manifest
+  std::optional<oci::ImageSource::ManifestBytes> index = {};  // that named it, if one did
 };
 
 // The manifest of the source's image; of an index that of linux/amd64.
