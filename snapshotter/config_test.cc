@@ -48,11 +48,14 @@ TEST_F(ConfigTest, TheExampleIsTheDefaults) {
   EXPECT_EQ(config->lookup_timeout_ms, defaults.lookup_timeout_ms);
   EXPECT_EQ(config->key_grace_ms, defaults.key_grace_ms);
   EXPECT_EQ(config->upgrade_timeout_ms, defaults.upgrade_timeout_ms);
+  EXPECT_EQ(config->stuck_after_ms, defaults.stuck_after_ms);
   EXPECT_EQ(config->workers, defaults.workers);
   EXPECT_EQ(config->io_threads, defaults.io_threads);
   EXPECT_EQ(config->read_ahead_bytes, defaults.read_ahead_bytes);
   EXPECT_EQ(config->chunk_cache_bytes, defaults.chunk_cache_bytes);
   EXPECT_EQ(config->index_cache_bytes, defaults.index_cache_bytes);
+  EXPECT_EQ(config->metrics_address, defaults.metrics_address);
+  EXPECT_EQ(config->metrics_allow_remote, defaults.metrics_allow_remote);
   EXPECT_EQ(config->log_level, defaults.log_level);
 }
 
@@ -70,6 +73,7 @@ TEST_F(ConfigTest, AnErrorNamesFileLineAndKey) {
   EXPECT_THAT(ErrorOf("open_timeout_ms = '7'\n"),
               HasSubstr(":1: open_timeout_ms must be a number"));
   EXPECT_THAT(ErrorOf("open_timeout_ms = 1.5\n"), HasSubstr("must be a number"));
+  EXPECT_THAT(ErrorOf("metrics_allow_remote = 1\n"), HasSubstr("must be true or false"));
   EXPECT_THAT(ErrorOf("\nopen_timeout_ms = 99999999999999999999\n"), HasSubstr("config.toml:2: "));
   EXPECT_THAT(ErrorOf("root = '/r'\nroot = \n"), HasSubstr("config.toml:2: "));
   EXPECT_THAT(ErrorOf("[root]\n"), HasSubstr("root must be a string"));
@@ -120,11 +124,22 @@ TEST_F(ConfigTest, AMemoryLimitThatIsTooSmallIsSaidWithTheLeastThatWorks) {
 }
 
 TEST_F(ConfigTest, BoundsThreadsAndGrace) {
-  for (const char* good : {"workers = 0", "workers = 64", "io_threads = 1", "key_grace_ms = 0"})
+  for (const char* good : {"workers = 0", "workers = 64", "io_threads = 1", "key_grace_ms = 0",
+                           "stuck_after_ms = 0", "stuck_after_ms = 1000"})
     EXPECT_TRUE(CheckConfig(*Load(good)).ok()) << good;
   for (const char* bad : {"workers = -1", "workers = 65", "io_threads = 0", "key_grace_ms = -1",
-                          "upgrade_timeout_ms = 0"})
+                          "upgrade_timeout_ms = 0", "stuck_after_ms = 999"})
     EXPECT_FALSE(CheckConfig(*Load(bad)).ok()) << bad;
+}
+
+TEST_F(ConfigTest, OtherMachinesSeeMetricsOnlyWhereThatIsSaid) {
+  for (const char* good : {"", "127.0.0.1:9465", "[::1]:9465", "/run/kapsule/metrics.sock"})
+    EXPECT_TRUE(CheckConfig(*Load(fmt::format("metrics_address = '{}'", good))).ok()) << good;
+  const std::string remote = "metrics_address = '0.0.0.0:9465'\n";
+  EXPECT_THAT(Message(CheckConfig(*Load(remote))), HasSubstr("metrics_allow_remote"));
+  EXPECT_TRUE(CheckConfig(*Load(remote + "metrics_allow_remote = true\n")).ok());
+  EXPECT_THAT(Message(CheckConfig(*Load("metrics_address = 'here'"))),
+              HasSubstr("metrics_address: \"here\" is not like"));
 }
 
 TEST_F(ConfigTest, BoundsTimeoutsAndSocketNames) {

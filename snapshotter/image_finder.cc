@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <optional>
+#include <string_view>
 
 namespace kapsule::snapshotter {
 namespace {
 
 // Counted for every entry of the cache, whatever its size.
 constexpr size_t kEntryBytes = 1024;
+// Of the names that CRI gives an image (its tag, repository@digest and this with the
+// digest of its config) the one that nobody knows it by.
+constexpr std::string_view kIdPrefix = "sha256:";
 
 // Blobs that are missing or bad are passed over; other errors end a scan.
 bool IsAboutTheBlob(const absl::Status& status) {
@@ -132,8 +136,15 @@ absl::Status ImageFinder::ScanManifest(Scan* scan, const std::string& name,
   if (manifest == nullptr) return absl::OkStatus();
   const auto& chain_ids = manifest->chain_ids;
   const auto at = std::find(chain_ids.begin(), chain_ids.end(), scan->chain_id);
-  if (at != chain_ids.end())
+  if (at == chain_ids.end()) return absl::OkStatus();
+  const auto known =
+      std::find_if(scan->found.begin(), scan->found.end(),
+                   [&](const FoundImage& image) { return image.manifest->digest == digest; });
+  if (known == scan->found.end()) {
     scan->found.push_back({name, manifest, static_cast<size_t>(at - chain_ids.begin())});
+  } else if (known->name.starts_with(kIdPrefix)) {
+    known->name = name;
+  }
   return absl::OkStatus();
 }
 

@@ -53,8 +53,8 @@ class ImageFinder {
   explicit ImageFinder(containerd::Client* client, size_t cache_bytes = kCacheBytes)
       : client_(*client), cache_bytes_(cache_bytes) {}
 
-  // At most kMaxFound manifests that images of `ns` name; those of linux/amd64
-  // before others.
+  // At most kMaxFound manifests that images of `ns` name, each once; those of
+  // linux/amd64 before others.
   absl::StatusOr<std::vector<FoundImage>> OfChain(const std::string& ns,
                                                   const oci::Digest& chain_id, absl::Time deadline);
 

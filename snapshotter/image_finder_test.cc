@@ -170,14 +170,26 @@ TEST_F(ImageFinderTest, AnswersFromItsCacheWhenTheManifestIsUnreadable) {
   EXPECT_THAT(fresh.OfChain("default", plain_.chain_ids[1], Soon()).value(), SizeIs(1));
 }
 
-TEST_F(ImageFinderTest, StopsAtItsLimitOfImages) {
-  std::vector<std::string> tag = {"images", "tag", kPlain};
-  for (size_t i = 0; i < ImageFinder::kMaxFound; ++i) tag.push_back(fmt::format("r.test/t:{}", i));
-  ASSERT_TRUE(containerd_->Ctr(tag).ok());
-  EXPECT_THAT(OfChain("default", plain_.chain_ids[2]), SizeIs(ImageFinder::kMaxFound));
-  std::vector<std::string> untag = {"images", "rm"};
-  untag.insert(untag.end(), tag.begin() + 3, tag.end());
-  ASSERT_TRUE(containerd_->Ctr(untag).ok());
+TEST_F(ImageFinderTest, StopsAtItsLimitOfManifests) {
+  for (size_t i = 0; i <= ImageFinder::kMaxFound; ++i) {
+    const std::vector<containerd::TestLayer> layers = {
+        {.bytes = OneFileTar("shared", "x")}, {.bytes = OneFileTar("n", fmt::to_string(i))}};
+    const std::string name = fmt::format("r.test/t:{}", i);
+    ASSERT_TRUE(ImportImage(*containerd_, "many", name, layers, false).ok());
+  }
+  EXPECT_THAT(OfChain("many", plain_.chain_ids[0]), SizeIs(ImageFinder::kMaxFound));
+}
+
+TEST_F(ImageFinderTest, FindsAManifestOnceByTheNameThatPeopleKnow) {
+  const std::string id = oci::Digest::Of(AsBytes("config")).text();
+  const std::string later = "zoo.test/plain:1";  // containerd lists names in order
+  ASSERT_TRUE(containerd_->Ctr({"images", "tag", kPlain, id, later}).ok());
+  EXPECT_THAT(OfChain("default", plain_.chain_ids[2]), SizeIs(1));
+  EXPECT_EQ(OfChain("default", plain_.chain_ids[2])[0].name, kPlain);
+  ASSERT_TRUE(containerd_->Ctr({"images", "rm", kPlain}).ok());
+  EXPECT_EQ(OfChain("default", plain_.chain_ids[2])[0].name, later);
+  ASSERT_TRUE(containerd_->Ctr({"images", "tag", later, kPlain}).ok());
+  ASSERT_TRUE(containerd_->Ctr({"images", "rm", id, later}).ok());
 }
 
 TEST_F(ImageFinderTest, SaysThatContainerdDoesNotAnswer) {

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "core/base/log.h"
+#include "snapshotter/blob_sources.h"
 #include "snapshotter/pre_register.h"
 
 namespace kapsule::snapshotter {
@@ -13,7 +14,10 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr int kWorkers = 4;
+constexpr absl::Duration kUnsureTime = absl::Seconds(1);
 constexpr absl::Duration kCloseTimeout = absl::Seconds(5);
+// How often the content store is looked at for blobs that are read from registries.
+constexpr absl::Duration kLocalPause = absl::Seconds(20);
 
 bool IsFor(const FoundImage& image, const ModelLayer& layer) {
   return image.position == layer.depth && image.layer().digest == layer.label.digest;
@@ -67,6 +71,10 @@ LayerManager::~LayerManager() { Stop(); }
 
 void LayerManager::Stop() {
   table_.Stop();
+  {
+    const absl::MutexLock lock(&mu_);
+    stopping_ = true;
+  }
   for (std::thread& worker : workers_) worker.join();
   workers_.clear();
   if (left_) return;
@@ -89,6 +97,10 @@ void LayerManager::Adopt(const std::vector<std::string>& views) {
     const absl::Status status = UnmountErofs(mount);
     if (!status.ok()) log::error("{}", Describe(status));
   }
+  CloseUnneeded(views);
+}
+
+void LayerManager::CloseUnneeded(const std::vector<std::string>& views) {
   for (const std::string& view : views) {
     const absl::StatusOr<oci::Digest> digest = oci::Digest::Parse("sha256:" + view);
     if (digest.ok()) table_.CloseUnneeded(*digest);
@@ -100,9 +112,12 @@ bool LayerManager::AnyMounted() const {
   return mounts.ok() && !mounts->empty();
 }
 
-void LayerManager::Run(DataPlaneCalls calls) {
+void LayerManager::Run(DataPlaneCalls calls, FetchCalls fetch, LayerEvents events) {
   calls_ = std::move(calls);
+  fetch_ = std::move(fetch);
+  events_ = std::move(events);
   for (int i = 0; i < kWorkers; ++i) workers_.emplace_back([this] { Work(); });
+  workers_.emplace_back([this] { FindLocal(); });
 }
 
 std::string LayerManager::view_mount() const {
@@ -142,6 +157,7 @@ absl::Status LayerManager::Await(const SnapshotKey& key, const std::vector<Model
     RETURN_IF_ERROR(ready.status());
     const absl::Status status = authoriser_.Authorise(key, chain, *ready, deadline);
     if (table_.generation() == ready->generation) {
+      if (absl::IsPermissionDenied(status) && events_.refused) events_.refused(status);
       if (!absl::IsDeadlineExceeded(status)) return status;
       return Unavailable("{}", Message(status));
     }
@@ -173,7 +189,9 @@ void LayerManager::Unmount(int64_t id) {
 
 void LayerManager::Work() {
   while (const std::optional<LayerTable::Work> work = table_.Take()) {
-    if (work->layer) {
+    if (work->check) {
+      Check(*work);
+    } else if (work->layer) {
       Open(*work);
     } else {
       Close(*work);
@@ -183,7 +201,9 @@ void LayerManager::Work() {
 
 void LayerManager::Open(const LayerTable::Work& work) {
   UniqueFd folder;
+  const absl::Time start = absl::Now();
   absl::StatusOr<Opened> opened = OpenAndMount(work, &folder);
+  if (events_.opened) events_.opened(opened.status(), absl::Now() - start);
   if (!opened.ok()) {
     log::warn("snapshot {}: {}", work.layer->id, Describe(opened.status()));
     table_.Fail(work, opened.status());
@@ -236,9 +256,14 @@ absl::StatusOr<Opened> LayerManager::OpenAnywhere(const LayerTable::Work& work, 
         continue;
       }
       const oci::Descriptor& found = image.layer();
-      absl::StatusOr<Opened> opened =
-          OpenAs(layer, {image.title(), oci::IsEncrypted(found.media_type), found.annotations},
-                 found.size, view);
+      absl::StatusOr<Opened> opened = OpenAs(
+          layer,
+          {.image = image.title(),
+           .encrypted = oci::IsEncrypted(found.media_type),
+           .annotations = found.annotations,
+           .sources = SourcesOf(client_, ns, image.manifest->digest, image.name, LookupDeadline()),
+           .sources_are_sure = !image.name.empty()},
+          found.size, view);
       if (opened.ok()) return opened;
       Keep(&failure, opened.status());
     }
@@ -252,16 +277,68 @@ absl::StatusOr<Opened> LayerManager::OpenAs(const ModelLayer& layer, Opened open
                                             fs::path* view) {
   const oci::Digest& digest = layer.label.digest;
   const std::string title = fmt::format("image {}, {}", opened.image, LayerTitle(layer));
-  absl::StatusOr<UniqueFd> blob = pins_->Open(digest, size);
+  const absl::Time deadline = absl::Now() + absl::Milliseconds(config_.open_timeout_ms);
+  bool remote = false;
+  absl::StatusOr<UniqueFd> blob = OpenBlob(opened, digest, size, deadline, &remote);
   absl::StatusOr<UniqueFd> copy = blob.ok() ? blob->Duplicate() : blob.status();
   if (!copy.ok()) return Annotate(AsLocal(copy.status()), title);
-  absl::StatusOr<fs::path> path =
-      calls_.open(digest, size, opened.encrypted, *std::move(copy), opened.annotations,
-                  absl::Now() + absl::Milliseconds(config_.open_timeout_ms));
+  absl::StatusOr<fs::path> path = calls_.open(digest, size, opened.encrypted, *std::move(copy),
+                                              opened.annotations, deadline, remote);
   if (!path.ok()) return Annotate(path.status(), title);
-  pins_->Hold(digest, *std::move(blob));
   *view = *std::move(path);
+  if (remote) {
+    const absl::MutexLock lock(&mu_);
+    remote_.insert_or_assign(digest, size);
+    return opened;
+  }
+  pins_->Hold(digest, *std::move(blob));
+  // It may have been opened as remote, by an earlier run too.
+  if (!IsLocal(digest, size)) log::warn("{}: read from the registry as before", title);
   return opened;
+}
+
+absl::StatusOr<UniqueFd> LayerManager::OpenBlob(const Opened& opened, const oci::Digest& digest,
+                                                uint64_t size, absl::Time deadline, bool* remote) {
+  absl::StatusOr<UniqueFd> blob = pins_->Open(digest, size);
+  if (!absl::IsUnavailable(blob.status()) || fetch_.open == nullptr) return blob;
+  const auto index = opened.annotations.find(oci::kIndexAnnotation);
+  if (index == opened.annotations.end() || opened.sources.empty()) return blob;
+  ASSIGN_OR_RETURN(oci::IndexRef ref, oci::IndexRef::FromJson(index->second));
+  *remote = true;
+  // While a pull is under way there may be no image record yet, and what containerd
+  // notes of a source lacks its port: not worth waiting for.
+  if (!opened.sources_are_sure) deadline = std::min(deadline, absl::Now() + kUnsureTime);
+  return fetch_.open({digest, size, std::move(ref), opened.sources}, deadline);
+}
+
+// Whether kapsule-fuse reads the blob, which is in the content store, from there.
+bool LayerManager::IsLocal(const oci::Digest& digest, uint64_t size) {
+  const absl::StatusOr<UniqueFd> blob = pins_->Open(digest, size);
+  if (!blob.ok()) return false;
+  const absl::Status used = calls_.use_local(digest, *blob, absl::Now() + kCloseTimeout);
+  if (!used.ok()) return false;
+  if (fetch_.forget != nullptr) {
+    fetch_.forget(digest);
+    fetch_.close(digest);
+  }
+  const absl::MutexLock lock(&mu_);
+  remote_.erase(digest);
+  return true;
+}
+
+void LayerManager::FindLocal() {
+  for (;;) {
+    std::map<oci::Digest, uint64_t> remote;
+    {
+      const absl::MutexLock lock(&mu_);
+      if (mu_.AwaitWithTimeout(absl::Condition(&stopping_), kLocalPause)) return;
+      remote = remote_;
+    }
+    for (const auto& [digest, size] : remote) {
+      if (IsLocal(digest, size))
+        log::info("blob {} is in the content store now, and read there", digest.text());
+    }
+  }
 }
 
 absl::StatusOr<std::vector<std::string>> LayerManager::Namespaces(const std::string& first) {
@@ -299,11 +376,31 @@ std::vector<FoundImage> LayerManager::FindLayer(const std::string& ns, const Mod
   return images;
 }
 
+// What a successor does not have any more: reads of it fail for ever.
+void LayerManager::Check(const LayerTable::Work& work) {
+  const absl::Status status =
+      calls_.authorise(work.digest, work.last->annotations,
+                       absl::Now() + absl::Milliseconds(config_.open_timeout_ms));
+  if (!absl::IsNotFound(status)) return table_.Checked(work, status);
+  log::error(
+      "image {}, {}: kapsule-fuse was succeeded, and now there is no view or no key of it ({}): it "
+      "is mounted again; containers that run may have I/O errors until they are restarted",
+      work.last->image, LayerTitle(*work.layer), Describe(status));
+  if (table_.Lost(work)) Unmount(work.layer->id);
+  table_.Fail(work,
+              Unavailable("{} was lost when kapsule-fuse was succeeded", LayerTitle(*work.layer)));
+}
+
 void LayerManager::Close(const LayerTable::Work& work) {
   const absl::Status status = calls_.close(work.digest, absl::Now() + kCloseTimeout);
   if (!status.ok() && !absl::IsNotFound(status))
     log::warn("close layer {}: {}", work.digest.text(), Describe(status));
-  if (!IsTransient(status)) pins_->Release(work.digest);
+  if (!IsTransient(status)) {
+    pins_->Release(work.digest);
+    if (fetch_.close != nullptr) fetch_.close(work.digest);
+    const absl::MutexLock lock(&mu_);
+    remote_.erase(work.digest);
+  }
   table_.Closed(work, status);
 }
 

@@ -2,6 +2,7 @@
 // real EROFS mounts; only kapsule-fuse is stood in for, by images of mkfs.erofs.
 #include "snapshotter/layer_manager.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
@@ -39,12 +40,14 @@ class StandIn {
   DataPlaneCalls calls() {
     return {.open =
                 [this](const oci::Digest& digest, uint64_t size, bool encrypted, UniqueFd blob,
-                       const oci::Annotations& annotations, absl::Time) {
+                       const oci::Annotations& annotations, absl::Time, bool) {
                   return Open(digest, size, encrypted, std::move(blob), annotations);
                 },
             .authorise =
-                [](const oci::Digest&, const oci::Annotations& annotations, absl::Time) {
-                  return annotations.at(oci::kJweAnnotation) == "same key"
+                [this](const oci::Digest& digest, const oci::Annotations& annotations, absl::Time) {
+                  if (!open().contains(digest)) return absl::NotFoundError("it is not open");
+                  const auto key = annotations.find(oci::kJweAnnotation);
+                  return key == annotations.end() || key->second == "same key"
                              ? absl::OkStatus()
                              : PermissionDenied("it unwraps to another key");
                 },
@@ -53,11 +56,23 @@ class StandIn {
               if (away_) return Unavailable("kapsule-fuse is not there");
               open_.erase(digest);
               return absl::OkStatus();
-            }};
+            },
+            .use_local = [](const oci::Digest&, const UniqueFd&,
+                            absl::Time) { return absl::OkStatus(); }};
+  }
+  // What an earlier run asked for.
+  void Add(const oci::Digest& digest) {
+    absl::MutexLock lock(&mu_);
+    open_.insert(digest);
   }
   void SetAway(bool away) {
     absl::MutexLock lock(&mu_);
     away_ = away;
+  }
+  // What a successor does not have.
+  void Lose(const oci::Digest& digest) {
+    absl::MutexLock lock(&mu_);
+    open_.erase(digest);
   }
   std::set<oci::Digest> open() {
     absl::MutexLock lock(&mu_);
@@ -153,7 +168,13 @@ class LayerManagerTest : public ::testing::Test {
     } else {
       manager_->OnDeath();
     }
-    manager_->Run(plane_.calls());
+    manager_->Run(plane_.calls(), {},
+                  {.opened =
+                       [this](const absl::Status& status, absl::Duration duration) {
+                         EXPECT_GT(duration, absl::ZeroDuration());
+                         ++(status.ok() ? opened_ : not_opened_);
+                       },
+                   .refused = [this](const absl::Status&) { ++refused_; }});
   }
   void StartProxy() {
     backend_ = std::make_unique<Backend>(*manager_);
@@ -209,6 +230,7 @@ class LayerManagerTest : public ::testing::Test {
   std::unique_ptr<TestContainerd> containerd_;
   Config config_;
   StandIn plane_{dir_};
+  std::atomic<int> opened_ = 0, not_opened_ = 0, refused_ = 0;
   std::unique_ptr<LayerManager> manager_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<TestProxy> proxy_;
@@ -286,6 +308,8 @@ TEST_F(LayerManagerTest, OfAnEarlierRunOnlyWhatAKnownLayerNeedsIsKept) {
   EXPECT_FALSE(IsErofsMount(removed));
   EXPECT_FALSE(IsErofsMount(Target(chain[0])));
   EXPECT_TRUE(IsErofsMount(twice));
+  // Found as it is, and not mounted once more when it has been unmounted below.
+  Eventually([&] { return manager_->LayerStates()["mounted"] == 1; });
   EXPECT_EQ(UnmountErofs(twice), absl::OkStatus());
   EXPECT_FALSE(IsErofsMount(twice));
   Eventually([&] { return !plane_.open().contains(chain[0].label.digest); });
@@ -326,6 +350,9 @@ TEST_F(LayerManagerTest, TellsWhyALayerCannotBeOpened) {
   EXPECT_TRUE(absl::IsPermissionDenied(status)) << status;
   EXPECT_EQ(Message(status), fmt::format("image {}, layer 1 ({}): no key for it on this node",
                                          kName, image.layers[1].digest.text()));
+  Eventually([&] { return opened_ == 1; });  // the plain one below
+  EXPECT_GE(not_opened_, 1);
+  EXPECT_EQ(manager_->LayerStates()["failed"], 1u);
 }
 
 TEST_F(LayerManagerTest, AnImageWithoutAKeyDoesNotHinderOneThatHasIt) {
@@ -335,6 +362,8 @@ TEST_F(LayerManagerTest, AnImageWithoutAKeyDoesNotHinderOneThatHasIt) {
   // The layer is opened with the other's key, which lets nobody else in.
   const absl::Status status = manager_->Await({"default", "c"}, chain, Soon());
   EXPECT_TRUE(absl::IsPermissionDenied(status)) << status;
+  EXPECT_EQ(opened_, 2);
+  EXPECT_EQ(refused_, 1);
   EXPECT_THAT(Message(status), HasSubstr("image r.test/acme/a:1, layer 1"));
   EXPECT_TRUE(IsErofsMount(Target(chain[1])));
   EXPECT_EQ(manager_->Await({"other", "c"}, chain, Soon()), absl::OkStatus());
@@ -429,6 +458,42 @@ TEST_F(LayerManagerTest, MountsAnewAfterTheDataPlaneDiedWithoutAskingContainerd)
   Eventually([&] { return IsErofsMount(Target(chain[0])) && IsErofsMount(Target(chain[1])); });
   // But who may use it is asked again.
   EXPECT_TRUE(absl::IsUnavailable(manager_->Await({"default", "c"}, chain, Soon())));
+}
+
+TEST_F(LayerManagerTest, WhatASuccessorLostIsMountedAnewAndOnlyThat) {
+  const TestImage image = Import("default", kName, "same key");
+  const std::vector<ModelLayer> layers = Record(image);
+  ASSERT_EQ(manager_->Await({"default", ""}, layers, Soon()), absl::OkStatus());
+  struct stat kept, lost, now;
+  ASSERT_EQ(stat(Target(layers[0]).c_str(), &kept), 0);
+  const UniqueFd reader = OpenFile(Target(layers[1]), O_RDONLY | O_DIRECTORY).value();
+  ASSERT_EQ(fstat(reader.get(), &lost), 0);
+  std::atomic<int> opened = 0;
+  plane_.SetOnOpen([&] { ++opened; });
+  plane_.Lose(layers[1].label.digest);
+  manager_->OnTakeover();
+  for (int i = 0; i < 500 && opened == 0; ++i) absl::SleepFor(absl::Milliseconds(10));
+  ASSERT_EQ(manager_->Await({"default", ""}, layers, Soon()), absl::OkStatus());
+  ASSERT_EQ(stat(Target(layers[1]).c_str(), &now), 0);
+  EXPECT_NE(now.st_dev, lost.st_dev);
+  ASSERT_EQ(stat(Target(layers[0]).c_str(), &now), 0);
+  EXPECT_EQ(now.st_dev, kept.st_dev);
+  EXPECT_EQ(opened, 1);
+}
+
+TEST_F(LayerManagerTest, AViewThatNoLayerNeedsIsClosedWhenItIsToldOf) {
+  const TestImage image = Import("default", kName, "same key");
+  const std::vector<ModelLayer> layers = Record(image);
+  ASSERT_EQ(manager_->Await({"default", ""}, layers, Soon()), absl::OkStatus());
+  const oci::Digest late = oci::Digest::Of(AsBytes("late"));
+  plane_.Add(late);
+  std::vector<std::string> views;
+  for (const oci::Digest& digest : plane_.open()) views.push_back(digest.hex());
+  manager_->CloseUnneeded(views);
+  for (int i = 0; i < 500 && plane_.open().contains(late); ++i)
+    absl::SleepFor(absl::Milliseconds(10));
+  EXPECT_EQ(plane_.open().size(), layers.size());
+  EXPECT_FALSE(plane_.open().contains(late));
 }
 
 TEST_F(LayerManagerTest, ALabelLessUnpackOfContainerdEndsInMountedLayers) {

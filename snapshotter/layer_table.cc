@@ -1,6 +1,7 @@
 #include "snapshotter/layer_table.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 namespace kapsule::snapshotter {
@@ -50,7 +51,9 @@ std::optional<LayerTable::Work> LayerTable::NextClose(absl::Time now, absl::Time
       if (due > now) *next = std::min(*next, due);
       ++it;
     } else {
-      Work work{.generation = generation_, .digest = digest, .layer = {}, .last = {}};
+      Work work;
+      work.generation = generation_;
+      work.digest = digest;
       closing_.erase(it);
       busy_.insert(work.digest);
       return work;
@@ -63,10 +66,10 @@ std::optional<LayerTable::Work> LayerTable::NextWork(absl::Time now, absl::Time*
   if (auto close = NextClose(now, next)) return close;
   Entry* first = nullptr;
   const auto rank = [now](const Entry& entry) {
-    return std::pair(entry.awaited_until <= now, entry.due);
+    return std::tuple(entry.mounted, entry.awaited_until <= now, entry.due);
   };
   for (auto& [id, entry] : entries_) {
-    if (entry.mounted || entry.busy || busy_.contains(entry.layer.label.digest)) continue;
+    if (IsSettled(entry) || entry.busy || busy_.contains(entry.layer.label.digest)) continue;
     if (entry.due > now) {
       *next = std::min(*next, entry.due);
     } else if (first == nullptr || rank(entry) < rank(*first)) {
@@ -76,7 +79,13 @@ std::optional<LayerTable::Work> LayerTable::NextWork(absl::Time now, absl::Time*
   if (first == nullptr) return std::nullopt;
   first->busy = true;
   busy_.insert(first->layer.label.digest);
-  return Work{generation_, first->layer.label.digest, first->layer, first->opened};
+  checking_ |= first->mounted;
+  return Work{generation_,   first->layer.label.digest, first->layer, first->opened, successions_,
+              first->mounted};
+}
+
+bool LayerTable::IsSettled(const Entry& entry) const {
+  return entry.mounted && (checking_ || entry.succession == successions_);
 }
 
 LayerTable::Entry* LayerTable::Find(int64_t id) {
@@ -108,6 +117,7 @@ bool LayerTable::Commit(const Work& work, Opened opened) {
   if (entry == nullptr) return false;
   entry->mounted = true;
   entry->mounting = entry->busy = false;
+  entry->succession = work.succession;
   opened.number = ++openings_;
   entry->opened = std::make_shared<const Opened>(std::move(opened));
   entry->status = absl::OkStatus();
@@ -120,6 +130,7 @@ bool LayerTable::Commit(const Work& work, Opened opened) {
 void LayerTable::Fail(const Work& work, const absl::Status& status) {
   absl::MutexLock lock(&mu_);
   busy_.erase(work.digest);
+  if (work.check) checking_ = false;
   changed_.SignalAll();
   Entry* entry = Find(work.layer->id);
   if (entry == nullptr) return;
@@ -132,6 +143,43 @@ void LayerTable::Fail(const Work& work, const absl::Status& status) {
   entry->status = status;
   entry->due = IsTransient(status) ? entry->tried + entry->pause : absl::InfiniteFuture();
   entry->pause = std::min(entry->pause * 2, kLongestPause);
+}
+
+void LayerTable::Checked(const Work& work, const absl::Status& status) {
+  absl::MutexLock lock(&mu_);
+  busy_.erase(work.digest);
+  checking_ = false;
+  changed_.SignalAll();
+  Entry* entry = Find(work.layer->id);
+  if (entry == nullptr) return;
+  entry->busy = false;
+  if (work.generation != generation_) return;
+  if (!IsTransient(status)) {
+    entry->succession = work.succession;
+    return;
+  }
+  entry->due = absl::Now() + entry->pause;
+  entry->pause = std::min(entry->pause * 2, kLongestPause);
+}
+
+bool LayerTable::Lost(const Work& work) {
+  absl::MutexLock lock(&mu_);
+  Entry* entry = EntryOf(work);
+  if (entry == nullptr) return false;
+  entry->mounted = false;
+  entry->pause = kFirstPause;
+  return true;
+}
+
+void LayerTable::Succeeded() {
+  absl::MutexLock lock(&mu_);
+  ++successions_;
+  for (auto& [id, entry] : entries_) {
+    if (!entry.mounted) continue;
+    entry.due = absl::Now();
+    entry.pause = kFirstPause;
+  }
+  changed_.SignalAll();
 }
 
 void LayerTable::Closed(const Work& work, const absl::Status& status) {
@@ -225,6 +273,20 @@ absl::StatusOr<LayerTable::Ready> LayerTable::Await(const std::vector<ModelLayer
     changed_.WaitWithDeadline(&mu_, std::min(deadline, now + kAwaitedPause));
   }
   return Unavailable("kapsule-snapshotter is stopping");
+}
+
+std::map<std::string, size_t> LayerTable::States() const {
+  std::map<std::string, size_t> states = {
+      {"mounted", 0}, {"opening", 0}, {"waiting", 0}, {"failed", 0}};
+  absl::MutexLock lock(&mu_);
+  for (const auto& [id, entry] : entries_) {
+    const char* const state = entry.mounted    ? "mounted"
+                              : entry.busy     ? "opening"
+                              : entry.failed() ? "failed"
+                                               : "waiting";
+    ++states[state];
+  }
+  return states;
 }
 
 std::map<int64_t, oci::Digest> LayerTable::Digests() const {

@@ -20,8 +20,10 @@ namespace kapsule::snapshotter {
 struct Opened {
   std::string image;  // for messages
   bool encrypted = false;
-  oci::Annotations annotations;  // that unwrapped to its key
-  uint64_t number = 0;           // of this opening; LayerTable::Commit() counts
+  oci::Annotations annotations;           // that unwrapped to its key
+  uint64_t number = 0;                    // of this opening; LayerTable::Commit() counts
+  std::vector<std::string> sources = {};  // images that have the blob (blob_sources.h)
+  bool sources_are_sure = true;           // an image record names one
 };
 
 // Whether an error may go away by itself, so that opening is tried again. A
@@ -32,10 +34,11 @@ bool IsTransient(const absl::Status& status);
 std::string LayerTitle(const ModelLayer& layer);
 
 // Thread-safe. Workers take one item of work at a time and end each by Commit(),
-// Fail() or Closed(). Items of one digest never run together, since snapshots
+// Fail(), Checked() or Closed(). Items of one digest never run together, since snapshots
 // that hold the same blob share one view. A transient failure is tried again
 // after a pause that doubles; another one only when somebody awaits the layer.
-// Layers that are awaited come first, then those that have been due for longest.
+// Layers that are awaited come first, then those that have been due for longest;
+// checks of mounted layers come last and one at a time.
 class LayerTable {
  public:
   static constexpr absl::Duration kFirstPause = absl::Milliseconds(100);
@@ -50,6 +53,8 @@ class LayerTable {
     // To open; without it: no snapshot has the digest any more, close it.
     std::optional<ModelLayer> layer;
     std::shared_ptr<const Opened> last;  // how it was opened before; may be null
+    uint64_t succession = 0;             // of the data plane, when this was taken
+    bool check = false;                  // mounted, as `last` says: is its view still open?
   };
 
   // Nothing happens where the layer is known.
@@ -64,6 +69,11 @@ class LayerTable {
   // After mount(2). False as above: then unmount and Fail().
   bool Commit(const Work& work, Opened opened) ABSL_LOCKS_EXCLUDED(mu_);
   void Fail(const Work& work, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
+  // After a check: OK, and a failure that does not pass, say that the view is open.
+  void Checked(const Work& work, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
+  // After a check: the view is not open. From now on nobody finds the layer mounted;
+  // then unmount, where this is true, and Fail().
+  bool Lost(const Work& work) ABSL_LOCKS_EXCLUDED(mu_);
   // After a failure that may pass it is to be closed again, kClosePause later.
   void Closed(const Work& work, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -77,6 +87,8 @@ class LayerTable {
   // The data plane has died: every layer is to be opened again. Returns the ids
   // of those that were mounted, for the caller to unmount.
   std::vector<int64_t> Reset() ABSL_LOCKS_EXCLUDED(mu_);
+  // Another process serves: what is mounted is to be checked.
+  void Succeeded() ABSL_LOCKS_EXCLUDED(mu_);
   // Ends every pause.
   void Hurry() ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -89,6 +101,10 @@ class LayerTable {
   //   others       a layer cannot be opened
   absl::StatusOr<Ready> Await(const std::vector<ModelLayer>& chain, absl::Time deadline)
       ABSL_LOCKS_EXCLUDED(mu_);
+
+  // How many layers are "mounted", "opening", "waiting" for another attempt, or have
+  // "failed" until somebody awaits them; each is there.
+  std::map<std::string, size_t> States() const ABSL_LOCKS_EXCLUDED(mu_);
 
   // The digest of every layer, by its id.
   std::map<int64_t, oci::Digest> Digests() const ABSL_LOCKS_EXCLUDED(mu_);
@@ -106,7 +122,8 @@ class LayerTable {
     bool mounting = false;
     bool busy = false;  // a worker is at it
     std::shared_ptr<const Opened> opened;
-    // While not mounted: the last attempt and when the next is due.
+    uint64_t succession = 0;  // in which its view was open
+    // While not mounted, or not checked: the last attempt and when the next is due.
     absl::Status status;
     absl::Time tried = absl::InfinitePast();
     absl::Time due = absl::InfinitePast();
@@ -121,6 +138,7 @@ class LayerTable {
   std::optional<Work> NextWork(absl::Time now, absl::Time* next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::optional<Work> NextClose(absl::Time now, absl::Time* next)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool IsSettled(const Entry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool InUse(const oci::Digest& digest) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::vector<int64_t> Mounted() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
@@ -131,6 +149,8 @@ class LayerTable {
   std::set<oci::Digest> busy_ ABSL_GUARDED_BY(mu_);
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t openings_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t successions_ ABSL_GUARDED_BY(mu_) = 0;
+  bool checking_ ABSL_GUARDED_BY(mu_) = false;
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;
 };
 

@@ -75,6 +75,20 @@ TEST(LayerTableTest, AwaitGivesAFinalErrorAtOnce) {
   EXPECT_LT(absl::Now() - start, absl::Seconds(1));
 }
 
+TEST(LayerTableTest, CountsLayersByState) {
+  using Counts = std::map<std::string, size_t>;
+  LayerTable table;
+  EXPECT_EQ(table.States(),
+            (Counts{{"failed", 0}, {"mounted", 0}, {"opening", 0}, {"waiting", 0}}));
+  for (const auto& [id, blob] : {std::pair(1, "a"), {2, "b"}, {3, "c"}, {4, "d"}})
+    table.Add(Layer(id, blob));
+  MountNext(table);
+  table.Fail(MustTake(table), absl::NotFoundError("no key"));
+  MustTake(table);
+  EXPECT_EQ(table.States(),
+            (Counts{{"failed", 1}, {"mounted", 1}, {"opening", 1}, {"waiting", 1}}));
+}
+
 TEST(LayerTableTest, AFinalErrorIsTriedAgainOnlyWhenAwaitedAndNotEverySecond) {
   LayerTable table;
   table.Add(Layer(1, "a"));
@@ -219,6 +233,69 @@ TEST(LayerTableTest, ADeathUndoesMountsAndOutdatesWork) {
     ASSERT_TRUE(table.Commit(work, {"image", true, {}}));
   }
   EXPECT_THAT(table.Stop(), ElementsAre(1, 2));
+}
+
+TEST(LayerTableTest, WhatIsMountedIsCheckedAfterASuccessionOneByOneAndLast) {
+  LayerTable table;
+  for (const int id : {1, 2}) {
+    table.Add(Layer(id, std::to_string(id)));
+    MountNext(table);
+  }
+  table.Succeeded();
+  const LayerTable::Work first = MustTake(table);
+  EXPECT_TRUE(first.check);
+  ASSERT_NE(first.last, nullptr);
+  EXPECT_EQ(first.last->image, "image");
+  table.Add(Layer(3, "3"));
+  const LayerTable::Work open = MustTake(table);
+  EXPECT_FALSE(open.check);
+  table.Fail(open, absl::NotFoundError("no key"));
+  table.Checked(first, absl::OkStatus());
+  const LayerTable::Work second = MustTake(table);
+  EXPECT_TRUE(second.check);
+  EXPECT_NE(second.digest, first.digest);
+  table.Checked(second, absl::UnavailableError("keyprovider is down"));
+  const LayerTable::Work again = MustTake(table);
+  EXPECT_EQ(again.digest, second.digest);
+  table.Checked(again, absl::PermissionDeniedError("no key"));  // then there is a view
+  EXPECT_EQ(TakeFor(table, 0.3), std::nullopt);
+}
+
+TEST(LayerTableTest, ACheckThatASuccessionOvertookIsRepeated) {
+  LayerTable table;
+  table.Add(Layer(1, "a"));
+  MountNext(table);
+  table.Succeeded();
+  const LayerTable::Work check = MustTake(table);
+  table.Succeeded();
+  table.Checked(check, absl::OkStatus());
+  EXPECT_TRUE(MustTake(table).check);
+}
+
+TEST(LayerTableTest, ALostLayerIsOpenedAgain) {
+  LayerTable table;
+  table.Add(Layer(1, "a"));
+  MountNext(table);
+  table.Succeeded();
+  const LayerTable::Work check = MustTake(table);
+  EXPECT_TRUE(table.Lost(check));
+  EXPECT_FALSE(table.Await({Layer(1, "a")}, In(0)).ok());
+  table.Fail(check, absl::UnavailableError("it was lost"));
+  MountNext(table);
+  EXPECT_TRUE(table.Await({Layer(1, "a")}, In(0)).ok());
+  EXPECT_EQ(TakeFor(table, 0.3), std::nullopt);
+}
+
+TEST(LayerTableTest, ALostLayerThatWasRemovedMeanwhileIsNot) {
+  LayerTable table;
+  table.Add(Layer(1, "a"));
+  MountNext(table);
+  table.Succeeded();
+  const LayerTable::Work check = MustTake(table);
+  table.Remove(1);
+  EXPECT_FALSE(table.Lost(check));
+  table.Fail(check, absl::UnavailableError("it was lost"));
+  EXPECT_FALSE(MustTake(table).layer.has_value());  // to be closed
 }
 
 TEST(LayerTableTest, AwaitedLayersComeFirst) {

@@ -4,6 +4,8 @@
 #include <time.h>
 
 #include <map>
+#include <new>
+#include <utility>
 
 namespace kapsule::snapshotter {
 namespace {
@@ -139,8 +141,20 @@ absl::StatusOr<Record> GetRecord(Database& db, const std::string& key) {
   }
 }
 
-absl::Status PutLabels(Database& db, int64_t id, const Labels& labels) {
-  RETURN_IF_ERROR(db.Run("DELETE FROM labels WHERE snapshot_id = ?", id));
+absl::StatusOr<Record> GetRecord(Database& db, int64_t id) {
+  ASSIGN_OR_RETURN(Statement row, db.Query("SELECT key FROM snapshots WHERE id = ?", id));
+  ASSIGN_OR_RETURN(const bool found, row.Step());
+  if (!found) return NotFound("snapshot number {} does not exist", id);
+  return GetRecord(db, row.Text(0));
+}
+
+absl::Status SetLayer(Database& db, const ModelLayer& layer) {
+  ASSIGN_OR_RETURN(const std::string json, layer.label.ToJson());
+  return db.Run("UPDATE snapshots SET chain_id = ?, depth = ?, layer = ?, ns = ? WHERE id = ?",
+                layer.chain_id.text(), static_cast<int64_t>(layer.depth), json, layer.ns, layer.id);
+}
+
+absl::Status AddLabels(Database& db, int64_t id, const Labels& labels) {
   for (const auto& [name, value] : labels) {
     if (value.empty()) continue;  // containerd's way to say: none
     RETURN_IF_ERROR(db.Run("INSERT INTO labels VALUES (?, ?, ?)", id, name, value));
@@ -148,9 +162,55 @@ absl::Status PutLabels(Database& db, int64_t id, const Labels& labels) {
   return absl::OkStatus();
 }
 
+absl::Status PutLabels(Database& db, int64_t id, const Labels& labels) {
+  RETURN_IF_ERROR(db.Run("DELETE FROM labels WHERE snapshot_id = ?", id));
+  return AddLabels(db, id, labels);
+}
+
 absl::StatusOr<bool> Exists(Database& db, const char* sql, const auto& value) {
   ASSIGN_OR_RETURN(Statement row, db.Query(sql, value));
   return row.Step();
+}
+
+absl::StatusOr<int64_t> Insert(Database& db, Kind kind, const std::string& key, const Chain& parent,
+                               const Labels& labels) {
+  ASSIGN_OR_RETURN(const bool taken, Exists(db, "SELECT 1 FROM snapshots WHERE key = ?", key));
+  if (taken) return AlreadyExists("snapshot {} already exists", key);
+  std::optional<int64_t> parent_id;
+  if (!parent.ids.empty()) {
+    parent_id = parent.ids.front();
+    ASSIGN_OR_RETURN(const bool there,
+                     Exists(db, "SELECT 1 FROM snapshots WHERE id = ?", *parent_id));
+    if (!there) return NotFound("the parent of snapshot {} has been removed", key);
+  }
+  const int64_t now = Now();
+  RETURN_IF_ERROR(
+      db.Run("INSERT INTO snapshots (key, parent_id, kind, created_ns, updated_ns)"
+             " VALUES (?, ?, ?, ?, ?)",
+             key, parent_id, static_cast<int64_t>(kind), now, now));
+  const int64_t id = db.last_id();
+  RETURN_IF_ERROR(AddLabels(db, id, labels));
+  return id;
+}
+
+// As MetadataStore::Update().
+absl::Status ChangeLabels(Labels& labels, const Info& wanted,
+                          const std::vector<std::string>& paths) {
+  constexpr std::string_view kLabel = "labels.";
+  if (paths.empty()) labels = wanted.labels;
+  for (const std::string& path : paths) {
+    if (path == "labels") {
+      labels = wanted.labels;
+    } else if (path.starts_with(kLabel)) {
+      const std::string name = path.substr(kLabel.size());  // verbatim, dots and all
+      const auto found = wanted.labels.find(name);
+      labels[name] = found == wanted.labels.end() ? "" : found->second;
+    } else {
+      return InvalidArgument("cannot update field {} of snapshot {}", path, wanted.name);
+    }
+  }
+  std::erase_if(labels, [](const auto& label) { return label.second.empty(); });
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -170,119 +230,143 @@ absl::StatusOr<std::unique_ptr<MetadataStore>> MetadataStore::Open(
   return std::unique_ptr<MetadataStore>(new MetadataStore(std::move(writer), std::move(reader)));
 }
 
-absl::StatusOr<int64_t> MetadataStore::Insert(Kind kind, const std::string& key,
-                                              const Chain& parent, const Labels& labels) {
-  ASSIGN_OR_RETURN(const bool taken, Exists(writer_, "SELECT 1 FROM snapshots WHERE key = ?", key));
-  if (taken) return AlreadyExists("snapshot {} already exists", key);
-  std::optional<int64_t> parent_id;
-  if (!parent.ids.empty()) {
-    parent_id = parent.ids.front();
-    ASSIGN_OR_RETURN(const bool there,
-                     Exists(writer_, "SELECT 1 FROM snapshots WHERE id = ?", *parent_id));
-    if (!there) return NotFound("the parent of snapshot {} has been removed", key);
+absl::Status MetadataStore::Write(Change change, const Placing* placing) {
+  Waiting own{change, placing};
+  queue_mu_.Lock();
+  queue_.push_back(&own);
+  while (writing_ && !own.done) written_.Wait(&queue_mu_);
+  if (!own.done) {
+    writing_ = true;
+    const std::vector<Waiting*> all = std::exchange(queue_, {});
+    queue_mu_.Unlock();
+    const absl::Status status = WriteTogether(all);
+    queue_mu_.Lock();
+    writing_ = false;
+    for (Waiting* one : all) {
+      if (one->result.ok()) one->result = status;
+      one->done = true;
+    }
+    written_.SignalAll();
   }
-  const int64_t now = Now();
-  RETURN_IF_ERROR(
-      writer_.Run("INSERT INTO snapshots (key, parent_id, kind, created_ns, updated_ns)"
-                  " VALUES (?, ?, ?, ?, ?)",
-                  key, parent_id, static_cast<int64_t>(kind), now, now));
-  const int64_t id = writer_.last_id();
-  RETURN_IF_ERROR(PutLabels(writer_, id, labels));
-  return id;
+  queue_mu_.Unlock();
+  return own.result;
+}
+
+absl::Status MetadataStore::WriteTogether(const std::vector<Waiting*>& all) {
+  absl::MutexLock lock(&write_mu_);
+  ASSIGN_OR_RETURN(Transaction transaction, Transaction::BeginWrite(writer_));
+  const Placing* placed = nullptr;
+  for (Waiting* one : all) {
+    RETURN_IF_ERROR(WriteOne(*one));
+    if (one->result.ok() && one->placing != nullptr) placed = one->placing;
+  }
+  if (placed != nullptr) RETURN_IF_ERROR(placed->sync());
+  return transaction.Commit();
+}
+
+// An error of the change itself is only its own; one that is returned is everybody's.
+absl::Status MetadataStore::WriteOne(Waiting& one) {
+  RETURN_IF_ERROR(writer_.Run("SAVEPOINT one"));
+  try {
+    one.result = one.change(writer_);
+  } catch (const std::bad_alloc&) {  // on a thread where others wait for us
+    one.result = ResourceExhausted("no memory to change the metadata");
+  }
+  if (one.result.ok()) return writer_.Run("RELEASE one");
+  // After errors like a full disk SQLite has rolled all back: then this fails.
+  return writer_.Script("ROLLBACK TO one; RELEASE one").ok() ? absl::OkStatus() : one.result;
 }
 
 absl::StatusOr<int64_t> MetadataStore::Create(Kind kind, const std::string& key,
                                               const Chain& parent, const Labels& labels,
-                                              const Place& place) {
-  absl::MutexLock lock(&write_mu_);
-  ASSIGN_OR_RETURN(Transaction transaction, Transaction::BeginWrite(writer_));
-  ASSIGN_OR_RETURN(const int64_t id, Insert(kind, key, parent, labels));
-  RETURN_IF_ERROR(place(id));
-  RETURN_IF_ERROR(transaction.Commit());
+                                              const Placing& placing) {
+  int64_t id = 0;
+  RETURN_IF_ERROR(Write(
+      [&](Database& db) -> absl::Status {
+        ASSIGN_OR_RETURN(id, Insert(db, kind, key, parent, labels));
+        return placing.move(id);
+      },
+      &placing));
   return id;
 }
 
 absl::StatusOr<ModelLayer> MetadataStore::CreateLayer(
     const std::string& name, const std::string& ns, const Chain& parent, const Labels& labels,
-    const oci::Digest& chain_id, const oci::LayerLabel& label, const Place& place) {
-  ASSIGN_OR_RETURN(const std::string json, label.ToJson());
+    const oci::Digest& chain_id, const oci::LayerLabel& label, const Placing& placing) {
   ModelLayer layer{0, chain_id, static_cast<uint32_t>(parent.ids.size()), label, ns};
-  absl::MutexLock lock(&write_mu_);
-  ASSIGN_OR_RETURN(Transaction transaction, Transaction::BeginWrite(writer_));
-  ASSIGN_OR_RETURN(layer.id, Insert(Kind::kCommitted, name, parent, labels));
-  RETURN_IF_ERROR(
-      writer_.Run("UPDATE snapshots SET chain_id = ?, depth = ?, layer = ?, ns = ? WHERE id = ?",
-                  chain_id.text(), static_cast<int64_t>(layer.depth), json, ns, layer.id));
-  RETURN_IF_ERROR(place(layer.id));
-  RETURN_IF_ERROR(transaction.Commit());
+  RETURN_IF_ERROR(Write(
+      [&](Database& db) -> absl::Status {
+        ASSIGN_OR_RETURN(layer.id, Insert(db, Kind::kCommitted, name, parent, labels));
+        RETURN_IF_ERROR(SetLayer(db, layer));
+        return placing.move(layer.id);
+      },
+      &placing));
   return layer;
+}
+
+absl::Status MetadataStore::ClaimLayer(const ModelLayer& layer) {
+  return Write([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(const Record record, GetRecord(db, layer.id));
+    if (record.info.kind != Kind::kActive)
+      return FailedPrecondition("snapshot {} is not active", record.info.name);
+    return SetLayer(db, layer);
+  });
 }
 
 absl::Status MetadataStore::Commit(const std::string& name, const std::string& key,
                                    const Labels& labels, const Usage& usage) {
-  absl::MutexLock lock(&write_mu_);
-  ASSIGN_OR_RETURN(Transaction transaction, Transaction::BeginWrite(writer_));
-  ASSIGN_OR_RETURN(const bool taken,
-                   Exists(writer_, "SELECT 1 FROM snapshots WHERE key = ?", name));
-  if (taken) return AlreadyExists("committed snapshot {} already exists", name);
-  ASSIGN_OR_RETURN(const Record record, GetRecord(writer_, key));
-  if (record.info.kind != Kind::kActive)
-    return FailedPrecondition("snapshot {} is not active", key);
-  const int64_t now = Now();
-  RETURN_IF_ERROR(
-      writer_.Run("UPDATE snapshots SET key = ?, kind = ?, created_ns = ?,"
-                  " updated_ns = ?, size = ?, inodes = ? WHERE id = ?",
-                  name, static_cast<int64_t>(Kind::kCommitted), now, now,
-                  static_cast<int64_t>(usage.size), static_cast<int64_t>(usage.inodes), record.id));
-  RETURN_IF_ERROR(PutLabels(writer_, record.id, labels));  // nothing is inherited from the key's
-  return transaction.Commit();
+  return Write([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(const bool taken, Exists(db, "SELECT 1 FROM snapshots WHERE key = ?", name));
+    if (taken) return AlreadyExists("committed snapshot {} already exists", name);
+    ASSIGN_OR_RETURN(const Record record, GetRecord(db, key));
+    if (record.info.kind != Kind::kActive)
+      return FailedPrecondition("snapshot {} is not active", key);
+    const int64_t now = Now();
+    RETURN_IF_ERROR(
+        db.Run("UPDATE snapshots SET key = ?, kind = ?, created_ns = ?,"
+               " updated_ns = ?, size = ?, inodes = ? WHERE id = ?",
+               name, static_cast<int64_t>(Kind::kCommitted), now, now,
+               static_cast<int64_t>(usage.size), static_cast<int64_t>(usage.inodes), record.id));
+    return PutLabels(db, record.id, labels);  // nothing is inherited from the key's
+  });
 }
 
 absl::StatusOr<Record> MetadataStore::Remove(const std::string& key) {
-  absl::MutexLock lock(&write_mu_);
-  ASSIGN_OR_RETURN(Transaction transaction, Transaction::BeginWrite(writer_));
-  ASSIGN_OR_RETURN(Record record, GetRecord(writer_, key));
-  ASSIGN_OR_RETURN(
-      const bool child,
-      Exists(writer_, "SELECT 1 FROM snapshots WHERE parent_id = ? LIMIT 1", record.id));
-  if (child) return FailedPrecondition("cannot remove snapshot with child: {}", key);
-  RETURN_IF_ERROR(writer_.Run("DELETE FROM snapshots WHERE id = ?", record.id));
-  RETURN_IF_ERROR(transaction.Commit());
+  Record record;
+  RETURN_IF_ERROR(Write([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(record, GetRecord(db, key));
+    ASSIGN_OR_RETURN(const bool child,
+                     Exists(db, "SELECT 1 FROM snapshots WHERE parent_id = ? LIMIT 1", record.id));
+    if (child) return FailedPrecondition("cannot remove snapshot with child: {}", key);
+    return db.Run("DELETE FROM snapshots WHERE id = ?", record.id);
+  }));
   return record;
 }
 
 absl::StatusOr<Info> MetadataStore::Update(const Info& info,
                                            const std::vector<std::string>& paths) {
-  constexpr std::string_view kLabel = "labels.";
-  absl::MutexLock lock(&write_mu_);
-  ASSIGN_OR_RETURN(Transaction transaction, Transaction::BeginWrite(writer_));
-  ASSIGN_OR_RETURN(Record record, GetRecord(writer_, info.name));
-  Labels& labels = record.info.labels;
-  if (paths.empty()) labels = info.labels;
-  for (const std::string& path : paths) {
-    if (path == "labels") {
-      labels = info.labels;
-    } else if (path.starts_with(kLabel)) {
-      const std::string name = path.substr(kLabel.size());  // verbatim, dots and all
-      const auto found = info.labels.find(name);
-      labels[name] = found == info.labels.end() ? "" : found->second;
-    } else {
-      return InvalidArgument("cannot update field {} of snapshot {}", path, info.name);
-    }
-  }
-  std::erase_if(labels, [](const auto& label) { return label.second.empty(); });
-  record.info.updated_ns = Now();
-  RETURN_IF_ERROR(writer_.Run("UPDATE snapshots SET updated_ns = ? WHERE id = ?",
-                              record.info.updated_ns, record.id));
-  RETURN_IF_ERROR(PutLabels(writer_, record.id, labels));
-  RETURN_IF_ERROR(transaction.Commit());
-  return record.info;
+  Record record;
+  RETURN_IF_ERROR(Write([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(record, GetRecord(db, info.name));
+    RETURN_IF_ERROR(ChangeLabels(record.info.labels, info, paths));
+    record.info.updated_ns = Now();
+    RETURN_IF_ERROR(db.Run("UPDATE snapshots SET updated_ns = ? WHERE id = ?",
+                           record.info.updated_ns, record.id));
+    return PutLabels(db, record.id, record.info.labels);
+  }));
+  return std::move(record.info);
 }
 
 absl::StatusOr<Record> MetadataStore::Get(const std::string& key) {
   absl::MutexLock lock(&read_mu_);
   ASSIGN_OR_RETURN(Transaction transaction, Transaction::BeginRead(reader_));
   return GetRecord(reader_, key);
+}
+
+absl::StatusOr<Record> MetadataStore::GetById(int64_t id) {
+  absl::MutexLock lock(&read_mu_);
+  ASSIGN_OR_RETURN(Transaction transaction, Transaction::BeginRead(reader_));
+  return GetRecord(reader_, id);
 }
 
 absl::StatusOr<Chain> MetadataStore::GetChain(const std::string& name) {
@@ -330,7 +414,8 @@ absl::StatusOr<std::vector<ModelLayer>> MetadataStore::ListLayers() {
   std::vector<ModelLayer> layers;
   ASSIGN_OR_RETURN(Statement row,
                    reader_.Query("SELECT id, chain_id, depth, layer, ns FROM snapshots"
-                                 " WHERE layer IS NOT NULL ORDER BY id"));
+                                 " WHERE layer IS NOT NULL AND kind = ? ORDER BY id",
+                                 static_cast<int64_t>(Kind::kCommitted)));
   while (true) {
     ASSIGN_OR_RETURN(const bool more, row.Step());
     if (!more) return layers;
@@ -348,6 +433,22 @@ absl::StatusOr<std::set<int64_t>> MetadataStore::ListIds() {
     if (!more) return ids;
     ids.insert(row.Int(0));
   }
+}
+
+absl::StatusOr<std::map<Kind, size_t>> MetadataStore::CountByKind() {
+  absl::MutexLock lock(&read_mu_);
+  std::map<Kind, size_t> counts;
+  ASSIGN_OR_RETURN(Statement row,
+                   reader_.Query("SELECT kind, count(*) FROM snapshots GROUP BY kind"));
+  while (true) {
+    ASSIGN_OR_RETURN(const bool more, row.Step());
+    if (!more) return counts;
+    counts[static_cast<Kind>(row.Int(0))] = static_cast<size_t>(row.Int(1));
+  }
+}
+
+absl::Status MetadataStore::TryWrite() {
+  return Write([](Database& db) { return db.Script("PRAGMA user_version = 2"); });
 }
 
 }  // namespace kapsule::snapshotter

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include <absl/base/thread_annotations.h>
+#include <absl/functional/function_ref.h>
 #include <absl/synchronization/mutex.h>
 
 #include "snapshotter/model_layers.h"
@@ -23,7 +25,7 @@ struct Record {
   int64_t id = 0;  // never used twice
   Info info;
   Usage usage;                      // of a committed snapshot
-  std::optional<ModelLayer> layer;  // where it is a Kapsule layer
+  std::optional<ModelLayer> layer;  // where it is a Kapsule layer, or will be when committed
 };
 
 // A committed snapshot and those below it.
@@ -34,12 +36,18 @@ struct Chain {
   bool IsLayerOnTop() const { return !layers.empty() && layers.back().id == ids.front(); }
 };
 
-// Thread-safe. One writer at a time; readers do not wait for it. Errors of the
-// file itself are those of Database (sqlite.h).
+// Thread-safe. Changes that come while others are written go to the disk together;
+// readers do not wait for them. Errors of the file itself are those of Database
+// (sqlite.h).
 class MetadataStore {
  public:
-  // Called inside the transaction that makes record `id`; its error rolls back.
-  using Place = std::function<absl::Status(int64_t id)>;
+  // How a record gets its directory, on the thread of whoever writes. `move` is
+  // called inside the transaction that makes record `id`; its error takes the record
+  // back. `sync` is called before the commit, once for all records of a transaction.
+  struct Placing {
+    std::function<absl::Status(int64_t id)> move;
+    std::function<absl::Status()> sync;
+  };
 
   // Makes the file where it is missing.
   //   FailedPrecondition  another version of the program wrote it
@@ -50,13 +58,17 @@ class MetadataStore {
   //   AlreadyExists  the key is in use
   //   NotFound       the parent has been removed
   absl::StatusOr<int64_t> Create(Kind kind, const std::string& key, const Chain& parent,
-                                 const Labels& labels, const Place& place);
+                                 const Labels& labels, const Placing& placing);
 
   // A new committed snapshot that is a Kapsule layer. Errors as Create().
   absl::StatusOr<ModelLayer> CreateLayer(const std::string& name, const std::string& ns,
                                          const Chain& parent, const Labels& labels,
                                          const oci::Digest& chain_id, const oci::LayerLabel& label,
-                                         const Place& place);
+                                         const Placing& placing);
+
+  // Has the active snapshot `layer.id` become that Kapsule layer when it is
+  // committed. Errors as Commit().
+  absl::Status ClaimLayer(const ModelLayer& layer);
 
   // Turns the active snapshot `key` into the committed snapshot `name`.
   //   NotFound, FailedPrecondition  there is no such key, or it is not active
@@ -74,6 +86,7 @@ class MetadataStore {
   absl::StatusOr<Info> Update(const Info& info, const std::vector<std::string>& paths);
 
   absl::StatusOr<Record> Get(const std::string& key);
+  absl::StatusOr<Record> GetById(int64_t id);
 
   // The chain of the committed snapshot `name`; empty for an empty name.
   //   InvalidArgument  it is not committed
@@ -82,16 +95,38 @@ class MetadataStore {
   absl::StatusOr<std::vector<Info>> List();
   absl::StatusOr<std::vector<ModelLayer>> ListLayers();
   absl::StatusOr<std::set<int64_t>> ListIds();
+  absl::StatusOr<std::map<Kind, size_t>> CountByKind();
+
+  // Writes to the disk what is there already.
+  absl::Status TryWrite();
 
  private:
+  using Change = absl::FunctionRef<absl::Status(Database&)>;
+  // A change, while its caller waits.
+  struct Waiting {
+    Change change;
+    const Placing* placing;  // may be null
+    absl::Status result = absl::OkStatus();
+    bool done = false;
+  };
+
   MetadataStore(std::unique_ptr<Database> writer, std::unique_ptr<Database> reader);
 
-  absl::StatusOr<int64_t> Insert(Kind kind, const std::string& key, const Chain& parent,
-                                 const Labels& labels) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mu_);
+  // Of those who wait, one writes for all.
+  absl::Status Write(Change change, const Placing* placing = nullptr)
+      ABSL_LOCKS_EXCLUDED(queue_mu_, write_mu_);
+  absl::Status WriteTogether(const std::vector<Waiting*>& all) ABSL_LOCKS_EXCLUDED(write_mu_);
+  absl::Status WriteOne(Waiting& one) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mu_);
 
   const std::unique_ptr<Database> writer_owner_, reader_owner_;
 
-  // Held over a transaction: SQLite's own writes and one rename.
+  absl::Mutex queue_mu_;  // never held over I/O
+  std::vector<Waiting*> queue_ ABSL_GUARDED_BY(queue_mu_);
+  bool writing_ ABSL_GUARDED_BY(queue_mu_) = false;
+  absl::CondVar written_;
+
+  // Held over a transaction by the one who writes: SQLite's own writes, renames and
+  // one sync of their folder. Nobody waits for it.
   absl::Mutex write_mu_;
   Database& writer_ ABSL_GUARDED_BY(write_mu_);
   absl::Mutex read_mu_;

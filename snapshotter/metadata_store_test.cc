@@ -1,7 +1,12 @@
 #include "snapshotter/metadata_store.h"
 
+#include <absl/synchronization/notification.h>
+#include <absl/time/clock.h>
 #include <gmock/gmock.h>
+#include <signal.h>
+#include <sys/resource.h>
 
+#include <atomic>
 #include <thread>
 
 #include "snapshotter/test_support.h"
@@ -13,7 +18,8 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-absl::Status Placed(int64_t) { return absl::OkStatus(); }
+const MetadataStore::Placing kPlaced{[](int64_t) { return absl::OkStatus(); },
+                                     [] { return absl::OkStatus(); }};
 
 oci::Digest DigestOf(std::string_view text) { return oci::Digest::Of(AsBytes(text)); }
 
@@ -33,7 +39,7 @@ class MetadataStoreTest : public testing::Test {
   absl::StatusOr<int64_t> Create(const std::string& key, const std::string& parent,
                                  const Labels& labels = {}) {
     ASSIGN_OR_RETURN(const Chain chain, store_->GetChain(parent));
-    return store_->Create(Kind::kActive, key, chain, labels, Placed);
+    return store_->Create(Kind::kActive, key, chain, labels, kPlaced);
   }
   int64_t Committed(const std::string& name, const std::string& parent) {
     const absl::StatusOr<int64_t> id = Create(name + "-key", parent);
@@ -86,12 +92,12 @@ TEST_F(MetadataStoreTest, AParentThatWasRemovedMeanwhileIsNotFound) {
   Committed("base", "");
   const Chain chain = *store_->GetChain("base");
   ASSERT_TRUE(store_->Remove("base").ok());
-  EXPECT_EQ(store_->Create(Kind::kView, "x", chain, {}, Placed).status().code(),
+  EXPECT_EQ(store_->Create(Kind::kView, "x", chain, {}, kPlaced).status().code(),
             absl::StatusCode::kNotFound);
 }
 
 TEST_F(MetadataStoreTest, WhatCannotBePlacedIsNotRecorded) {
-  const auto fail = [](int64_t) { return Internal("no space"); };
+  const MetadataStore::Placing fail{[](int64_t) { return Internal("no space"); }, kPlaced.sync};
   EXPECT_EQ(store_->Create(Kind::kActive, "x", {}, {}, fail).status().code(),
             absl::StatusCode::kInternal);
   EXPECT_EQ(store_->CreateLayer("y", "", {}, {}, DigestOf("c"), LabelOf("b"), fail).status().code(),
@@ -102,11 +108,11 @@ TEST_F(MetadataStoreTest, WhatCannotBePlacedIsNotRecorded) {
 
 TEST_F(MetadataStoreTest, ChainsAreTopToBottomAndLayersBottomToTop) {
   const ModelLayer bottom =
-      *store_->CreateLayer("l0", "k8s.io", {}, {}, DigestOf("c0"), LabelOf("b0"), Placed);
+      *store_->CreateLayer("l0", "k8s.io", {}, {}, DigestOf("c0"), LabelOf("b0"), kPlaced);
   const Chain below = *store_->GetChain("l0");
   EXPECT_TRUE(below.IsLayerOnTop());
   const ModelLayer middle =
-      *store_->CreateLayer("l1", "", below, {{"r", "x"}}, DigestOf("c1"), LabelOf("b1"), Placed);
+      *store_->CreateLayer("l1", "", below, {{"r", "x"}}, DigestOf("c1"), LabelOf("b1"), kPlaced);
   EXPECT_EQ(bottom.depth, 0u);
   EXPECT_EQ(middle.depth, 1u);
   const int64_t top = Committed("top", "l1");
@@ -207,6 +213,80 @@ TEST_F(MetadataStoreTest, ManyThreadsWriteAndReadAtOnce) {
   EXPECT_EQ(store_->List()->size(), 1u + 8 * 6);
 }
 
+TEST_F(MetadataStoreTest, ChangesThatComeMeanwhileAreWrittenTogether) {
+  constexpr int kThreads = 20;
+  absl::Notification all_started;
+  std::atomic<int> started = 0, syncs = 0;
+  const MetadataStore::Placing placing{[](int64_t) { return absl::OkStatus(); },
+                                       [&] {
+                                         ++syncs;
+                                         all_started.WaitForNotification();
+                                         absl::SleepFor(absl::Milliseconds(100));
+                                         return absl::OkStatus();
+                                       }};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t)
+    threads.emplace_back([&, t] {
+      if (++started == kThreads) all_started.Notify();
+      EXPECT_TRUE(store_->Create(Kind::kActive, std::to_string(t), {}, {}, placing).ok());
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_LT(syncs, kThreads);
+  Reopen();
+  EXPECT_EQ(store_->List()->size(), static_cast<size_t>(kThreads));
+  EXPECT_EQ(store_->ListIds()->size(), static_cast<size_t>(kThreads));
+}
+
+TEST_F(MetadataStoreTest, AChangeThatFailsTakesNoOtherWithIt) {
+  const MetadataStore::Placing odd_fail{
+      [](int64_t id) { return id % 2 == 1 ? Internal("odd") : absl::OkStatus(); }, kPlaced.sync};
+  ASSERT_TRUE(Create("first", "").ok());
+  std::atomic<int> made = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 8; ++t)
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 10; ++i) {
+        const std::string key = fmt::format("{}-{}", t, i);
+        const auto id = store_->Create(Kind::kActive, key, {}, {{"l", key}}, odd_fail);
+        EXPECT_EQ(store_->Get(key).ok(), id.ok());
+        if (id.ok()) ++made;
+        // The id of what was not recorded is free, so even ones are not left out.
+        EXPECT_TRUE(Create(key + "-more", "").ok());
+        EXPECT_EQ(Create("first", "").status().code(), absl::StatusCode::kAlreadyExists);
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(store_->List()->size(), 1u + 80u + static_cast<size_t>(made));
+}
+
+TEST_F(MetadataStoreTest, WhatIsNotSyncedIsNotRecorded) {
+  const MetadataStore::Placing fail{kPlaced.move, [] { return DataLoss("disk"); }};
+  EXPECT_EQ(store_->Create(Kind::kActive, "x", {}, {}, fail).status().code(),
+            absl::StatusCode::kDataLoss);
+  EXPECT_TRUE(store_->List()->empty());
+  EXPECT_TRUE(Create("x", "").ok());
+}
+
+TEST_F(MetadataStoreTest, AFullDiskFailsEveryChangeOfItsTransaction) {
+  Committed("base", "");
+  const Labels large = {{"l", std::string(1 << 20, 'x')}};
+  ASSERT_TRUE((*Database::Open(path_))->Script("PRAGMA wal_checkpoint(TRUNCATE)").ok());
+  rlimit before;
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  rlimit tight = before;
+  tight.rlim_cur = 512 << 10;
+  const auto ignored = signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &tight), 0);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 8; ++t)
+    threads.emplace_back([&, t] { EXPECT_FALSE(Create(std::to_string(t), "base", large).ok()); });
+  for (std::thread& thread : threads) thread.join();
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+  signal(SIGXFSZ, ignored);
+  EXPECT_EQ(store_->List()->size(), 1u);
+  EXPECT_TRUE(Create("x", "base").ok());
+}
+
 TEST_F(MetadataStoreTest, RefusesTheFileOfAnotherVersion) {
   store_.reset();
   for (const auto& [version, age] : {std::pair(1, "older"), std::pair(3, "newer")}) {
@@ -254,12 +334,31 @@ TEST_F(MetadataStoreTest, OverwrittenAndTruncatedPagesAreFoundOut) {
 }
 
 TEST_F(MetadataStoreTest, ADamagedLayerRecordIsDataLoss) {
-  ASSERT_TRUE(store_->CreateLayer("l", "ns", {}, {}, DigestOf("c"), LabelOf("b"), Placed).ok());
+  ASSERT_TRUE(store_->CreateLayer("l", "ns", {}, {}, DigestOf("c"), LabelOf("b"), kPlaced).ok());
   store_.reset();
   ASSERT_TRUE((*Database::Open(path_))->Script("UPDATE snapshots SET layer = '{'").ok());
   Reopen();
   EXPECT_EQ(store_->ListLayers().status().code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(store_->GetChain("l").status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(MetadataStoreTest, CountsSnapshotsByKind) {
+  ASSERT_TRUE(store_->Create(Kind::kActive, "a", {}, {}, kPlaced).ok());
+  ASSERT_TRUE(store_->Create(Kind::kActive, "b", {}, {}, kPlaced).ok());
+  ASSERT_TRUE(store_->Commit("c", "a", {}, {}).ok());
+  ASSERT_TRUE(store_->CreateLayer("l", "ns", {}, {}, DigestOf("c"), LabelOf("b"), kPlaced).ok());
+  EXPECT_EQ(store_->CountByKind().value(),
+            (std::map<Kind, size_t>{{Kind::kActive, 1}, {Kind::kCommitted, 2}}));
+}
+
+TEST_F(MetadataStoreTest, TryingToWriteWritesAndChangesNothing) {
+  ASSERT_TRUE(store_->Create(Kind::kActive, "a", {}, {}, kPlaced).ok());
+  const std::string wal = path_.string() + "-wal";
+  const auto before = std::filesystem::file_size(wal);
+  EXPECT_EQ(store_->TryWrite(), absl::OkStatus());
+  EXPECT_GT(std::filesystem::file_size(wal), before);
+  Reopen();
+  EXPECT_EQ(store_->List()->size(), 1u);
 }
 
 TEST_F(MetadataStoreTest, AFolderThatIsMissingIsNamed) {

@@ -3,7 +3,10 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,7 +16,12 @@
 #include "core/oci/annotations.h"
 #include "snapshotter/config.h"
 #include "snapshotter/data_plane_status.h"
+#include "snapshotter/layer_events.h"
 #include "snapshotter/snapshot_key.h"
+
+namespace kapsule::v1 {
+class FetchStats;  // kapsule/v1/fetch.proto
+}
 
 namespace kapsule::snapshotter {
 
@@ -27,16 +35,22 @@ struct ModelLayer {
   std::string ns = {};  // whose pull made it; its images are asked first
 };
 
+struct PullCredentials;  // pull_memory.h
+// Whom an image was pulled as, where that is known.
+using FindCredentials = std::function<std::optional<PullCredentials>(const std::string& image)>;
+
 // Thread-safe. No method holds a lock over I/O, RPC or mount(2).
 class ModelLayers {
  public:
   // Starts kapsule-fuse and opens `layers` again in the background; or goes on with
   // the data plane of an earlier run and the mounts of `layers` that it left below
   // <root>/l. All other mounts there are detached. `stored_fds` as in
-  // DataPlane::Options.
+  // DataPlane::Options. `credentials` are for kapsule-fetch.
   static absl::StatusOr<std::unique_ptr<ModelLayers>> Start(const Config& config,
                                                             const std::vector<ModelLayer>& layers,
-                                                            std::vector<int> stored_fds = {});
+                                                            std::vector<int> stored_fds,
+                                                            FindCredentials credentials,
+                                                            LayerEvents events = {});
   // Unmounts every view and ends kapsule-fuse, except after Leave().
   ~ModelLayers();
 
@@ -48,6 +62,10 @@ class ModelLayers {
 
   DataPlaneStatus status() const;
   bool failover() const;  // as in status(), at once
+  // As LayerTable::States(), BlobFetcher::Stats() and pid().
+  std::map<std::string, size_t> LayerStates() const;
+  absl::StatusOr<v1::FetchStats> FetchStats(absl::Time deadline) const;
+  pid_t fetch_pid() const;
   // As DataPlane::Upgrade().
   absl::Status Upgrade();
 

@@ -16,7 +16,8 @@ bool KernelHasIndex() { return access("/sys/module/overlay/parameters/index", F_
 }  // namespace
 
 absl::StatusOr<Mount> SnapshotMount(const SnapshotDirs& dirs, int64_t id, bool writable,
-                                    const std::vector<int64_t>& parents) {
+                                    const std::vector<int64_t>& parents,
+                                    const std::set<int64_t>& linked) {
   if (parents.empty()) return Bind(dirs.Fs(id), writable);
   if (!writable && parents.size() == 1) return Bind(dirs.Fs(parents.front()), false);
 
@@ -33,8 +34,10 @@ absl::StatusOr<Mount> SnapshotMount(const SnapshotDirs& dirs, int64_t id, bool w
   size_t shortened = lower.size();
   for (const int64_t parent : parents) {
     if (lower.back() != '=') lower += ':';
-    lower += dirs.Fs(parent).string();
+    const bool by_link = linked.contains(parent);
+    lower += (by_link ? dirs.LinkedFs(id, parent) : dirs.Fs(parent)).string();
     shortened += std::to_string(parent).size() + sizeof("/fs:") - 1;
+    if (by_link) shortened += std::to_string(id).size() + sizeof("/all/") - 1;
   }
   size_t passed = parents.size() == 1 ? lower.size() : shortened;
   mount.options.push_back(std::move(lower));

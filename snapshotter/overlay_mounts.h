@@ -2,6 +2,7 @@
 // answers, so that containerd and runtimes find nothing new.
 #pragma once
 
+#include <set>
 #include <vector>
 
 #include "core/base/status.h"
@@ -14,10 +15,12 @@ namespace kapsule::snapshotter {
 // the kernel, which takes a page of 4,096 bytes.
 inline constexpr size_t kMaxMountOptions = 4000;
 
-// Snapshot `id` on `parents` (top to bottom). Read-only mounts have no upper
-// directory, so that nothing is ever copied up from below.
+// Snapshot `id` on `parents` (top to bottom), those in `linked` by way of its link.
+// Read-only mounts have no upper directory, so that nothing is ever copied up from
+// below.
 //   FailedPrecondition  too many layers for one mount
 absl::StatusOr<Mount> SnapshotMount(const SnapshotDirs& dirs, int64_t id, bool writable,
-                                    const std::vector<int64_t>& parents);
+                                    const std::vector<int64_t>& parents,
+                                    const std::set<int64_t>& linked = {});
 
 }  // namespace kapsule::snapshotter

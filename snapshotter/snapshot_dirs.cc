@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cstdlib>
 
@@ -69,7 +70,17 @@ SnapshotDirs::~SnapshotDirs() {
   deleter_.join();
 }
 
-absl::StatusOr<SnapshotDirs::Staged> SnapshotDirs::Stage(bool work, uid_t uid, gid_t gid) const {
+std::optional<int64_t> SnapshotDirs::IdOf(std::string_view path) const {
+  const std::string before = (folder_ / "").string();
+  if (!path.starts_with(before)) return std::nullopt;
+  int64_t id = 0;
+  const char* const end = path.data() + path.size();
+  if (std::from_chars(path.data() + before.size(), end, id).ec != std::errc()) return std::nullopt;
+  return path == Fs(id).string() ? std::optional(id) : std::nullopt;
+}
+
+absl::StatusOr<SnapshotDirs::Staged> SnapshotDirs::Stage(bool work, uid_t uid, gid_t gid,
+                                                         bool link) const {
   std::string name = (folder_ / kNew).string() + "XXXXXX";
   if (mkdtemp(name.data()) == nullptr) return ErrnoStatus(errno, "make " + name);
   Staged staged{fs::path(name)};
@@ -77,19 +88,26 @@ absl::StatusOr<SnapshotDirs::Staged> SnapshotDirs::Stage(bool work, uid_t uid, g
   RETURN_IF_ERROR(MakeDir(fs, 0755));
   if (chown(fs.c_str(), uid, gid) != 0) return ErrnoStatus(errno, "chown " + fs.string());
   if (work) RETURN_IF_ERROR(MakeDir(staged.path_ / "work", 0711));
+  if (link && symlink(folder_.c_str(), (staged.path_ / "all").c_str()) != 0)
+    return ErrnoStatus(errno, "link " + folder_.string());
   RETURN_IF_ERROR(SyncDir(staged.path_));
   return staged;
 }
 
 absl::Status SnapshotDirs::Place(Staged& staged, int64_t id) const {
   const fs::path target = Of(id);
-  // A transaction that failed after this leaves a directory, and its id free.
-  if (access(target.c_str(), F_OK) == 0) DiscardPath(target);
-  if (rename(staged.path_.c_str(), target.c_str()) != 0)
-    return ErrnoStatus(errno, "rename to " + target.string());
+  int failed = rename(staged.path_.c_str(), target.c_str());
+  if (failed != 0 && (errno == ENOTEMPTY || errno == EEXIST)) {
+    // A transaction that failed after this left a directory, and its id free.
+    DiscardPath(target);
+    failed = rename(staged.path_.c_str(), target.c_str());
+  }
+  if (failed != 0) return ErrnoStatus(errno, "rename to " + target.string());
   staged.path_.clear();
-  return SyncDir(folder_);
+  return absl::OkStatus();
 }
+
+absl::Status SnapshotDirs::Sync() const { return SyncDir(folder_); }
 
 void SnapshotDirs::Discard(int64_t id) {
   DiscardPath(Of(id));

@@ -1,5 +1,6 @@
 // The directories of snapshots: <root>/l/<id>/fs and, for active ones,
-// <root>/l/<id>/work. They stand under one short parent because containerd
+// <root>/l/<id>/work; for those of user namespaces <root>/l/<id>/all, a link to
+// <root>/l. They stand under one short parent because containerd
 // shortens a long lowerdir= by what all have in common.
 #pragma once
 
@@ -7,8 +8,10 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
+#include <string_view>
 #include <thread>
 
 #include <absl/base/thread_annotations.h>
@@ -41,12 +44,21 @@ class SnapshotDirs {
 
   std::filesystem::path Fs(int64_t id) const { return Of(id) / "fs"; }
   std::filesystem::path Work(int64_t id) const { return Of(id) / "work"; }
+  // Fs() of `below` by way of a snapshot that has a link.
+  std::filesystem::path LinkedFs(int64_t id, int64_t below) const {
+    return Of(id) / "all" / std::to_string(below) / "fs";
+  }
+  // The snapshot whose Fs() is written `path`, exactly so.
+  std::optional<int64_t> IdOf(std::string_view path) const;
 
-  // Makes fs with mode 0755 and this owner, and work where asked for; synced.
-  absl::StatusOr<Staged> Stage(bool work, uid_t uid, gid_t gid) const;
+  // Makes fs with mode 0755 and this owner, work and the link where asked for; synced.
+  absl::StatusOr<Staged> Stage(bool work, uid_t uid, gid_t gid, bool link = false) const;
 
-  // Renames to `id`, synced. Only inside the transaction that makes `id`.
+  // Renames to `id`. Only inside the transaction that makes `id`, which calls Sync()
+  // before it commits.
   absl::Status Place(Staged& staged, int64_t id) const;
+  // What has been placed is on disk.
+  absl::Status Sync() const;
 
   // Takes the directory of a forgotten snapshot away and deletes it in the
   // background. Nothing is mounted there any more.

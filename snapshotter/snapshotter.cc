@@ -25,6 +25,15 @@ absl::Status CheckName(const std::string& name, const char* what) {
   return absl::OkStatus();
 }
 
+// The chain of a layer on `parent`, which is named by its own chain: as containerd
+// keeps it ("default/7/sha256:…") or as a labelled Prepare did ("sha256:…").
+std::optional<oci::Digest> ChainAbove(const std::string& parent, const oci::Digest& diff_id) {
+  if (parent.empty()) return diff_id;
+  const absl::StatusOr<oci::Digest> below = oci::Digest::Parse(SnapshotKey::Parse(parent).client);
+  if (!below.ok()) return std::nullopt;
+  return oci::ChainIds({*below, diff_id}).back();
+}
+
 // A snapshot is shared by all who ask for its chain. Where they do not mean the
 // same blob on the same parent, the second must fail here: answered with
 // AlreadyExists, containerd would only say that it finds no such snapshot.
@@ -101,8 +110,7 @@ absl::Status Snapshotter::PrepareLayer(const std::string& ns, const std::string&
   if (absl::IsNotFound(known.status())) {
     ASSIGN_OR_RETURN(SnapshotDirs::Staged staged, dirs_->Stage(false, 0, 0));
     const absl::StatusOr<ModelLayer> made =
-        store_->CreateLayer(name, ns, below, labels, *chain_id, *label,
-                            [&](int64_t id) { return dirs_->Place(staged, id); });
+        store_->CreateLayer(name, ns, below, labels, *chain_id, *label, PlacingOf(staged));
     if (made.ok()) {
       log::info("layer {} of {} bytes is Kapsule layer {}", label->digest.text(), label->size,
                 name);
@@ -122,24 +130,38 @@ absl::StatusOr<std::vector<Mount>> Snapshotter::Create(Kind kind, const std::str
                                                        const Labels& labels) {
   RETURN_IF_ERROR(CheckName(key, "key"));
   const SnapshotKey parsed = SnapshotKey::Parse(key);
+  ASSIGN_OR_RETURN(const std::optional<IdMaps> maps, IdMaps::FromLabels(labels));
   ASSIGN_OR_RETURN(const Chain chain, store_->GetChain(parent));
   // Before anything is made, so that failing leaves nothing.
   RETURN_IF_ERROR(AwaitLayers(parsed, chain));
   // The longest id stands for the one to come.
-  RETURN_IF_ERROR(MountsOf(kind, parsed, std::numeric_limits<int64_t>::max(), chain).status());
-  ASSIGN_OR_RETURN(SnapshotDirs::Staged staged, StageAbove(kind, chain));
-  ASSIGN_OR_RETURN(const int64_t id, store_->Create(kind, key, chain, labels, [&](int64_t id) {
-    return dirs_->Place(staged, id);
-  }));
-  return MountsOf(kind, parsed, id, chain);
+  RETURN_IF_ERROR(
+      MountsOf(kind, parsed, std::numeric_limits<int64_t>::max(), chain, maps).status());
+  ASSIGN_OR_RETURN(SnapshotDirs::Staged staged, StageAbove(kind, chain, maps));
+  ASSIGN_OR_RETURN(const int64_t id, store_->Create(kind, key, chain, labels, PlacingOf(staged)));
+  return MountsOf(kind, parsed, id, chain, maps);
 }
 
-absl::StatusOr<SnapshotDirs::Staged> Snapshotter::StageAbove(Kind kind, const Chain& chain) const {
+MetadataStore::Placing Snapshotter::PlacingOf(SnapshotDirs::Staged& staged) const {
+  return {[this, &staged](int64_t id) { return dirs_->Place(staged, id); },
+          [this] { return dirs_->Sync(); }};
+}
+
+absl::StatusOr<struct stat> Snapshotter::RootBelow(const Chain& chain) const {
   struct stat parent {};  // root's, at the bottom and above a view that may not be mounted yet
   if (!chain.ids.empty() && !chain.IsLayerOnTop()) {
     const std::string path = dirs_->Fs(chain.ids.front()).string();
     if (stat(path.c_str(), &parent) != 0) return ErrnoStatus(errno, "parent " + path);
   }
+  return parent;
+}
+
+absl::StatusOr<SnapshotDirs::Staged> Snapshotter::StageAbove(
+    Kind kind, const Chain& chain, const std::optional<IdMaps>& maps) const {
+  ASSIGN_OR_RETURN(const struct stat parent, RootBelow(chain));
+  // The directory for writing is not mapped: its owners are those on the host.
+  if (maps && !chain.ids.empty())
+    return dirs_->Stage(kind == Kind::kActive, maps->root_uid, maps->root_gid, true);
   return dirs_->Stage(kind == Kind::kActive, parent.st_uid, parent.st_gid);
 }
 
@@ -150,11 +172,19 @@ absl::Status Snapshotter::AwaitLayers(const SnapshotKey& key, const Chain& chain
 }
 
 absl::StatusOr<std::vector<Mount>> Snapshotter::MountsOf(Kind kind, const SnapshotKey& key,
-                                                         int64_t id, const Chain& chain) const {
+                                                         int64_t id, const Chain& chain,
+                                                         const std::optional<IdMaps>& maps) const {
   // containerd mounts what it gets for an image volume for writing; over a
   // model there is nothing to write to.
   const bool read_only = kind == Kind::kView || (key.image_volume && !chain.layers.empty());
   ASSIGN_OR_RETURN(Mount mount, SnapshotMount(*dirs_, id, !read_only, chain.ids));
+  if (maps) {
+    ASSIGN_OR_RETURN(const struct stat below, RootBelow(chain));
+    // A containerd that was not told of our capability "remap-ids" has changed all
+    // owners below itself, in a layer of its own.
+    if (below.st_uid != maps->root_uid)
+      mount.options.insert(mount.options.begin(), {"uidmap=" + maps->uids, "gidmap=" + maps->gids});
+  }
   return std::vector<Mount>{std::move(mount)};
 }
 
@@ -163,9 +193,10 @@ absl::StatusOr<std::vector<Mount>> Snapshotter::Mounts(const std::string& key) {
   if (record.info.kind == Kind::kCommitted)
     return FailedPrecondition("snapshot {} is not active or a view", key);
   ASSIGN_OR_RETURN(const Chain chain, store_->GetChain(record.info.parent));
+  ASSIGN_OR_RETURN(const std::optional<IdMaps> maps, IdMaps::FromLabels(record.info.labels));
   const SnapshotKey parsed = SnapshotKey::Parse(key);
   RETURN_IF_ERROR(AwaitLayers(parsed, chain));
-  return MountsOf(record.info.kind, parsed, record.id, chain);
+  return MountsOf(record.info.kind, parsed, record.id, chain, maps);
 }
 
 absl::Status Snapshotter::Commit(const std::string& name, const std::string& key,
@@ -175,17 +206,51 @@ absl::Status Snapshotter::Commit(const std::string& name, const std::string& key
   if (record.info.kind != Kind::kActive)
     return FailedPrecondition("snapshot {} is not active", key);
   // Outside the transaction: it may take long. Nobody writes there any more.
-  ASSIGN_OR_RETURN(const Usage usage, DiskUsage(dirs_->Fs(record.id)));
+  Usage usage;
+  if (!record.layer) {
+    ASSIGN_OR_RETURN(usage, DiskUsage(dirs_->Fs(record.id)));
+  }
   RETURN_IF_ERROR(store_->Commit(name, key, labels, usage));
   meter_.Forget(record.id);
+  if (record.layer) backend_.Add(*record.layer);
   return absl::OkStatus();
+}
+
+absl::Status Snapshotter::ClaimLayer(const std::string& directory, const oci::LayerLabel& label) {
+  const std::optional<int64_t> id = dirs_->IdOf(directory);
+  if (!id) return NotFound("{} is no directory of a snapshot", directory);
+  ASSIGN_OR_RETURN(const Record record, store_->GetById(*id));
+  const SnapshotKey key = SnapshotKey::Parse(record.info.name);
+  const std::optional<oci::Digest> chain_id = ChainAbove(record.info.parent, label.diff_id);
+  if (!chain_id || key.extracted_chain != chain_id)
+    return InvalidArgument("snapshot {} is not made to unpack {} on \"{}\"", record.info.name,
+                           label.diff_id.text(), record.info.parent);
+  ASSIGN_OR_RETURN(const Chain below, store_->GetChain(record.info.parent));
+  RETURN_IF_ERROR(
+      store_->ClaimLayer({*id, *chain_id, static_cast<uint32_t>(below.ids.size()), label, key.ns}));
+  log::info("layer {} of {} bytes becomes Kapsule layer {}", label.digest.text(), label.size,
+            chain_id->text());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> Snapshotter::AnyEncrypted(const std::vector<std::string>& directories) {
+  for (const std::string& directory : directories) {
+    const std::optional<int64_t> id = dirs_->IdOf(directory);
+    if (!id) continue;
+    const absl::StatusOr<Record> record = store_->GetById(*id);
+    if (absl::IsNotFound(record.status())) continue;
+    RETURN_IF_ERROR(record.status());
+    const std::optional<ModelLayer>& layer = record->layer;
+    if (layer && layer->label.digest != layer->label.diff_id) return true;  // no plain tar
+  }
+  return false;
 }
 
 absl::Status Snapshotter::Remove(const std::string& key) {
   ASSIGN_OR_RETURN(const Record removed, store_->Remove(key));
   meter_.Forget(removed.id);
   // Unmounted by its path, so before the directory gets another name.
-  if (removed.layer) backend_.Remove(*removed.layer);
+  if (removed.layer && removed.info.kind == Kind::kCommitted) backend_.Remove(*removed.layer);
   dirs_->Discard(removed.id);
   return absl::OkStatus();
 }

@@ -3,6 +3,8 @@
 // ModelLayers.
 #pragma once
 
+#include <sys/stat.h>
+
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -11,6 +13,7 @@
 #include <absl/time/time.h>
 
 #include "core/base/status.h"
+#include "snapshotter/id_maps.h"
 #include "snapshotter/layer_backend.h"
 #include "snapshotter/metadata_store.h"
 #include "snapshotter/snapshot.h"
@@ -49,12 +52,27 @@ class Snapshotter {
   absl::StatusOr<std::vector<Mount>> Mounts(const std::string& key);
 
   absl::Status Commit(const std::string& name, const std::string& key, const Labels& labels);
+
+  // For clients that unpack layer by layer: the active snapshot that is written to
+  // at `directory` becomes the Kapsule layer of `label` at its Commit, as if a
+  // labelled Prepare had made it.
+  //   NotFound         `directory` is not that of a snapshot
+  //   InvalidArgument  its key does not say that the layer's diff_id is unpacked
+  //                    there: the chain in it comes from the image's config
+  absl::Status ClaimLayer(const std::string& directory, const oci::LayerLabel& label);
+  // Whether one of these directories is that of an encrypted layer.
+  absl::StatusOr<bool> AnyEncrypted(const std::vector<std::string>& directories);
+
   absl::Status Remove(const std::string& key);
 
   absl::StatusOr<Info> Stat(const std::string& key);
   absl::StatusOr<Info> Update(const Info& info, const std::vector<std::string>& paths);
   absl::StatusOr<std::vector<Info>> List(const std::vector<std::string>& filters);
   absl::StatusOr<Usage> GetUsage(const std::string& key);
+
+  // As MetadataStore.
+  absl::StatusOr<std::map<Kind, size_t>> CountByKind() { return store_->CountByKind(); }
+  absl::Status TryWrite() { return store_->TryWrite(); }
 
   // Deletes the directories of removed snapshots, and waits for it.
   void Cleanup();
@@ -68,8 +86,12 @@ class Snapshotter {
                                             const std::string& parent, const Labels& labels);
   absl::Status AwaitLayers(const SnapshotKey& key, const Chain& chain);
   absl::StatusOr<std::vector<Mount>> MountsOf(Kind kind, const SnapshotKey& key, int64_t id,
-                                              const Chain& chain) const;
-  absl::StatusOr<SnapshotDirs::Staged> StageAbove(Kind kind, const Chain& chain) const;
+                                              const Chain& chain,
+                                              const std::optional<IdMaps>& maps) const;
+  MetadataStore::Placing PlacingOf(SnapshotDirs::Staged& staged) const;
+  absl::StatusOr<SnapshotDirs::Staged> StageAbove(Kind kind, const Chain& chain,
+                                                  const std::optional<IdMaps>& maps) const;
+  absl::StatusOr<struct stat> RootBelow(const Chain& chain) const;
 
   const std::unique_ptr<MetadataStore> store_;
   const std::unique_ptr<SnapshotDirs> dirs_;

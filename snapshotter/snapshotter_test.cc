@@ -197,6 +197,31 @@ TEST_F(SnapshotterTest, TheRootDirectoryKeepsItsOwner) {
   EXPECT_EQ(st.st_mode & 0777, 0755u);
 }
 
+TEST_F(SnapshotterTest, WhatIsBelowIsMappedForAUserNamespace) {
+  const Labels labels{{"containerd.io/snapshot/uidmapping", "0:65536:9"},
+                      {"containerd.io/snapshot/gidmapping", "0:65537:9"}};
+  MakeLayer("a", "");
+  MakeModel();
+  for (const std::string& parent : {std::string("a"), kChain1.text()}) {
+    const std::string key = "k8s.io/5/on-" + parent;
+    const auto mounts = snapshotter_->Prepare(key, parent, labels);
+    ASSERT_TRUE(mounts.ok()) << mounts.status();
+    EXPECT_THAT(mounts->front().options,
+                AllOf(Contains("uidmap=0:65536:9"), Contains("gidmap=0:65537:9")));
+    EXPECT_EQ(snapshotter_->Mounts(key)->front().options, mounts->front().options);
+    struct stat st;
+    ASSERT_EQ(stat((root_ / ("l/" + IdOf(key) + "/fs")).c_str(), &st), 0);
+    EXPECT_EQ(st.st_uid, 65536u);
+    EXPECT_EQ(st.st_gid, 65537u);
+  }
+  // containerd without our capability makes such a layer first.
+  ASSERT_EQ(chown((root_ / ("l/" + IdOf("a") + "/fs")).c_str(), 65536, 65537), 0);
+  EXPECT_THAT(snapshotter_->Prepare("k8s.io/5/changed", "a", labels)->front().options,
+              Not(Contains(StartsWith("uidmap="))));
+  EXPECT_EQ(snapshotter_->Prepare("k8s.io/5/bad", "a", {*labels.begin()}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(SnapshotterTest, UsageOfACommittedSnapshotIsWhatItWasAtCommit) {
   const auto mounts = snapshotter_->Prepare("key", "", {});
   ASSERT_TRUE(Write(mounts->front().source + "/file", std::string(50'000, 'x')));

@@ -75,11 +75,25 @@ absl::StatusOr<std::unique_ptr<Database>> Database::Open(const std::filesystem::
   return db;
 }
 
+void Statement::GiveBack::operator()(sqlite3_stmt* statement) const {
+  sqlite3_reset(statement);
+  sqlite3_clear_bindings(statement);
+  // Nothing is allocated here. There is one already where two were in use at once.
+  const auto kept = owner->compiled_.find(sql);
+  if (kept != owner->compiled_.end() && kept->second == nullptr) {
+    kept->second.reset(statement);
+  } else {
+    sqlite3_finalize(statement);
+  }
+}
+
 absl::StatusOr<Statement> Database::Prepare(const char* sql) {
+  Compiled& kept = compiled_.try_emplace(sql, nullptr, sqlite3_finalize).first->second;
+  if (kept != nullptr) return Statement(kept.release(), this, sql);
   sqlite3_stmt* raw = nullptr;
-  const int code = sqlite3_prepare_v2(db_.get(), sql, -1, &raw, nullptr);
+  const int code = sqlite3_prepare_v3(db_.get(), sql, -1, SQLITE_PREPARE_PERSISTENT, &raw, nullptr);
   if (code != SQLITE_OK) return SqliteError(db_.get(), code);
-  return Statement(raw);
+  return Statement(raw, this, sql);
 }
 
 absl::Status Database::Script(const char* sql) {

@@ -4,6 +4,7 @@
 #include <sqlite3.h>
 
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -13,8 +14,10 @@
 
 namespace kapsule::snapshotter {
 
+class Database;
+
 // A prepared statement with its values. Not thread-safe; must not outlive its
-// connection.
+// connection, which gets it back to use it again.
 class Statement {
  public:
   // Number `index` counts from 1. A value that SQLite refuses fails Step().
@@ -35,9 +38,15 @@ class Statement {
 
  private:
   friend class Database;
-  explicit Statement(sqlite3_stmt* statement) : statement_(statement, sqlite3_finalize) {}
+  struct GiveBack {
+    void operator()(sqlite3_stmt* statement) const;
+    Database* owner;
+    const char* sql;
+  };
+  Statement(sqlite3_stmt* statement, Database* owner, const char* sql)
+      : statement_(statement, GiveBack{owner, sql}) {}
 
-  std::unique_ptr<sqlite3_stmt, int (*)(sqlite3_stmt*)> statement_;
+  std::unique_ptr<sqlite3_stmt, GiveBack> statement_;
   int bind_error_ = SQLITE_OK;
 };
 
@@ -51,6 +60,7 @@ class Database {
  public:
   static absl::StatusOr<std::unique_ptr<Database>> Open(const std::filesystem::path& path);
 
+  // `sql` is a literal, by whose address the compiled statement is kept.
   template <typename... Values>
   absl::StatusOr<Statement> Query(const char* sql, const Values&... values) {
     ASSIGN_OR_RETURN(Statement statement, Prepare(sql));
@@ -77,10 +87,14 @@ class Database {
   int64_t last_id() const { return sqlite3_last_insert_rowid(db_.get()); }
 
  private:
+  friend struct Statement::GiveBack;
+  using Compiled = std::unique_ptr<sqlite3_stmt, int (*)(sqlite3_stmt*)>;
+
   explicit Database(sqlite3* db) : db_(db, sqlite3_close) {}
   absl::StatusOr<Statement> Prepare(const char* sql);
 
   const std::unique_ptr<sqlite3, int (*)(sqlite3*)> db_;
+  std::map<const char*, Compiled> compiled_;  // null while in use
 };
 
 // Rolls back unless committed.

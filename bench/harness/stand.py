@@ -22,24 +22,17 @@ OPEN_SECONDS = 30
 
 
 class BenchNode(Node):
-    """A node that may use another's registry and have settings in its snapshotter's file."""
+    """A node that may use another's registry."""
 
     def __init__(self, folder, registry=None, settings=""):
         folder.mkdir(parents=True)
-        super().__init__(folder)
+        super().__init__(folder, settings=settings)
         self.shares_registry = registry is not None
         self.registry = registry or self.registry
-        self.settings = self.folder / "snapshotter.toml"
-        self.settings.write_text(settings)
 
     def start_registry(self):
         if not self.shares_registry:
             super().start_registry()
-
-    def start(self, name, *command, **options):
-        if name == "snapshotter":
-            command += ("--config", self.settings)
-        super().start(name, *command, **options)
 
     def wait_for_files(self, pattern, count=1):
         """Files of the mounted layers, `count` of them, once they are there."""

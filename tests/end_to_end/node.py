@@ -21,6 +21,7 @@ import time
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("KAPSULE_BIN", PROJECT / "build" / "bin"))
 FUSE_UID = 61001
+FETCH_UID = 61003
 KEYS_UID = 61002
 DAEMON_START_SECONDS = 15
 
@@ -73,7 +74,7 @@ def mounts_below(folder):
 class Node:
     """The daemons of one node. Use as a context manager; stop() leaves nothing."""
 
-    def __init__(self, folder=None, view_mount="auto"):
+    def __init__(self, folder=None, view_mount="auto", settings=""):
         self.folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="kapsule-node-"))
         self.folder.chmod(0o711)
         self.registry = f"127.0.0.1:{free_port()}"
@@ -87,6 +88,8 @@ class Node:
         self.keys_folder = self.folder / "run"
         for made in (self.keys, self.folder / "logs", self.keys_folder, self.kapsule_root):
             made.mkdir(exist_ok=True)
+        self.settings = self.folder / "snapshotter.toml"
+        self.settings.write_text(settings)
         self.keys.chmod(0o700)
         os.chown(self.keys, KEYS_UID, KEYS_UID)
         os.chown(self.keys_folder, KEYS_UID, KEYS_UID)
@@ -131,10 +134,11 @@ class Node:
         address = self.folder / "snapshotter.sock"
         # With the soft limit that daemons get from systemd.
         self.start("snapshotter", "prlimit", "--nofile=1024:", BIN / "kapsule-snapshotter",
-                   "--root", self.kapsule_root, "--address", address, "--containerd-address", self.socket,
+                   "--config", self.settings, "--root", self.kapsule_root, "--address", address, "--containerd-address", self.socket,
                    "--content-root", self.containerd_root / "io.containerd.content.v1.content",
                    "--keyprovider", self.keys_folder / "keys.sock",
                    "--fuse-program", self.fuse_program, "--fuse-user", FUSE_UID,
+                   "--fetch-user", FETCH_UID, "--fetch-cache", self.folder / "fetched",
                    "--view-mount", self.view_mount)
 
         def listens():
@@ -219,7 +223,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
         problems += [line for line in self.log("snapshotter").splitlines()
                      if "forbidden system call" in line]
         # Before any unmount, which would wait for what nobody answers.
-        for pid in self.holder_pids() + self.fuse_pids():
+        for pid in self.holder_pids() + self.pids_of("kapsule-fuse") + self.pids_of("kapsule-fetch"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for point in mounts_below(self.folder):
@@ -242,10 +246,14 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 
     def fuse_pids(self):
         """Processes of this node's data plane."""
+        return self.pids_of("kapsule-fuse")
+
+    def pids_of(self, program):
+        """Processes of this node that run a program."""
         found = []
         for pid in (int(line.split()[0]) for line in self.processes()):
             with contextlib.suppress(OSError):  # it may have ended
-                if pathlib.Path(f"/proc/{pid}/comm").read_text() == "kapsule-fuse\n":
+                if pathlib.Path(f"/proc/{pid}/comm").read_text() == f"{program}\n":
                     found.append(pid)
         return found
 
