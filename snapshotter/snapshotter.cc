@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <limits>
+#include <set>
 
 #include <absl/time/clock.h>
 
@@ -177,15 +178,25 @@ absl::StatusOr<std::vector<Mount>> Snapshotter::MountsOf(Kind kind, const Snapsh
   // containerd mounts what it gets for an image volume for writing; over a
   // model there is nothing to write to.
   const bool read_only = kind == Kind::kView || (key.image_volume && !chain.layers.empty());
-  ASSIGN_OR_RETURN(Mount mount, SnapshotMount(*dirs_, id, !read_only, chain.ids));
-  if (maps) {
-    ASSIGN_OR_RETURN(const struct stat below, RootBelow(chain));
-    // A containerd that was not told of our capability "remap-ids" has changed all
-    // owners below itself, in a layer of its own.
-    if (below.st_uid != maps->root_uid)
-      mount.options.insert(mount.options.begin(), {"uidmap=" + maps->uids, "gidmap=" + maps->gids});
-  }
+  ASSIGN_OR_RETURN(const bool mapped, NeedsMapping(chain, maps));
+  // containerd maps a copy of the mount that holds all directories; before 2.3 without
+  // those below it, so model layers would be empty. Nobody owns their files anyway.
+  std::set<int64_t> linked;
+  if (mapped)
+    for (const ModelLayer& layer : chain.layers) linked.insert(layer.id);
+  ASSIGN_OR_RETURN(Mount mount, SnapshotMount(*dirs_, id, !read_only, chain.ids, linked));
+  if (mapped)
+    mount.options.insert(mount.options.begin(), {"uidmap=" + maps->uids, "gidmap=" + maps->gids});
   return std::vector<Mount>{std::move(mount)};
+}
+
+absl::StatusOr<bool> Snapshotter::NeedsMapping(const Chain& chain,
+                                               const std::optional<IdMaps>& maps) const {
+  if (!maps || chain.layers.size() == chain.ids.size()) return false;
+  // A containerd that was not told of our capability "remap-ids" has changed all
+  // owners below itself, in a layer of its own.
+  ASSIGN_OR_RETURN(const struct stat below, RootBelow(chain));
+  return below.st_uid != maps->root_uid;
 }
 
 absl::StatusOr<std::vector<Mount>> Snapshotter::Mounts(const std::string& key) {

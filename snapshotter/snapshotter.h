@@ -92,6 +92,7 @@ class Snapshotter {
   absl::StatusOr<SnapshotDirs::Staged> StageAbove(Kind kind, const Chain& chain,
                                                   const std::optional<IdMaps>& maps) const;
   absl::StatusOr<struct stat> RootBelow(const Chain& chain) const;
+  absl::StatusOr<bool> NeedsMapping(const Chain& chain, const std::optional<IdMaps>& maps) const;
 
   const std::unique_ptr<MetadataStore> store_;
   const std::unique_ptr<SnapshotDirs> dirs_;

@@ -202,7 +202,8 @@ TEST_F(SnapshotterTest, WhatIsBelowIsMappedForAUserNamespace) {
                       {"containerd.io/snapshot/gidmapping", "0:65537:9"}};
   MakeLayer("a", "");
   MakeModel();
-  for (const std::string& parent : {std::string("a"), kChain1.text()}) {
+  MakeLayer("b", kChain1.text());
+  for (const std::string parent : {"a", "b"}) {
     const std::string key = "k8s.io/5/on-" + parent;
     const auto mounts = snapshotter_->Prepare(key, parent, labels);
     ASSERT_TRUE(mounts.ok()) << mounts.status();
@@ -214,6 +215,15 @@ TEST_F(SnapshotterTest, WhatIsBelowIsMappedForAUserNamespace) {
     EXPECT_EQ(st.st_uid, 65536u);
     EXPECT_EQ(st.st_gid, 65537u);
   }
+  // containerd copies the mount of l/, not the models' mounts that are in it.
+  const std::string l = (root_ / "l").string();
+  EXPECT_THAT(snapshotter_->Mounts("k8s.io/5/on-b")->front().options,
+              Contains(fmt::format("lowerdir={0}/{1}/fs:{0}/{2}/all/{3}/fs:{0}/{2}/all/{4}/fs", l,
+                                   IdOf("b"), IdOf("k8s.io/5/on-b"), IdOf(kChain1.text()),
+                                   IdOf(kChain0.text()))));
+  EXPECT_EQ(std::filesystem::read_symlink(root_ / ("l/" + IdOf("k8s.io/5/on-b") + "/all")), l);
+  EXPECT_THAT(snapshotter_->Prepare("k8s.io/5/model", kChain1.text(), labels)->front().options,
+              Not(Contains(StartsWith("uidmap="))));
   // containerd without our capability makes such a layer first.
   ASSERT_EQ(chown((root_ / ("l/" + IdOf("a") + "/fs")).c_str(), 65536, 65537), 0);
   EXPECT_THAT(snapshotter_->Prepare("k8s.io/5/changed", "a", labels)->front().options,
