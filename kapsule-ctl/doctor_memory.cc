@@ -6,11 +6,11 @@
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <sstream>
 
 #include "core/base/file.h"
+#include "core/base/proc_file.h"
+
 #include "kapsule-ctl/doctor_host.h"
 
 namespace kapsule::ctl {
@@ -22,11 +22,6 @@ constexpr int kCapIpcLock = 14;
 // What mounted models leave in page cache is plain; nobody swaps that, but a program
 // copies what it reads into memory of its own.
 constexpr char kPlain[] = "what programs have read of a model reaches the disk decrypted";
-
-std::string TextOf(const std::string& path) {
-  std::ifstream file(path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 Finding SecretMemory(const NodeSettings&) {
   const UniqueFd fd(static_cast<int>(syscall(SYS_memfd_secret, O_CLOEXEC)));
@@ -45,7 +40,7 @@ Finding SecretMemory(const NodeSettings&) {
 }
 
 bool HasCapability(int number) {
-  std::istringstream status(TextOf("/proc/self/status"));
+  std::istringstream status(ReadProcFile("/proc/self/status"));
   for (std::string line; std::getline(status, line);) {
     if (line.starts_with("CapEff:"))
       return (std::strtoull(line.c_str() + 7, nullptr, 16) >> number & 1) != 0;
@@ -99,12 +94,12 @@ std::vector<Check> MemoryChecks() {
   return {
       {"memfd_secret", false, SecretMemory},
       {"locked memory", false, LockLimit},
-      {"swap", false, [](const NodeSettings&) { return JudgeSwaps(TextOf("/proc/swaps")); }},
+      {"swap", false, [](const NodeSettings&) { return JudgeSwaps(ReadProcFile("/proc/swaps")); }},
       {"hibernation", false,
-       [](const NodeSettings&) { return JudgeHibernation(TextOf("/sys/power/resume")); }},
+       [](const NodeSettings&) { return JudgeHibernation(ReadProcFile("/sys/power/resume")); }},
       {"crash dumps", false,
        [](const NodeSettings&) {
-         return JudgeCrashDumps(TextOf("/sys/kernel/kexec_crash_loaded"));
+         return JudgeCrashDumps(ReadProcFile("/sys/kernel/kexec_crash_loaded"));
        }},
   };
 }

@@ -13,6 +13,8 @@
 #include <fstream>
 #include <optional>
 
+#include "core/base/proc_file.h"
+
 namespace kapsule::snapshotter {
 namespace {
 
@@ -160,8 +162,7 @@ bool DaemonProcess::Runs(const std::filesystem::path& program,
     return false;
   std::string expected = program.string() + '\0';
   for (const std::string& argument : arguments) expected += argument + '\0';
-  std::ifstream cmdline(fmt::format("/proc/{}/cmdline", pid_), std::ios::binary);
-  return std::string(std::istreambuf_iterator<char>(cmdline), {}) == expected;
+  return ReadProcFile(fmt::format("/proc/{}/cmdline", pid_)) == expected;
 }
 
 }  // namespace kapsule::snapshotter

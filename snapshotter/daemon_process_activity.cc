@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "core/base/proc_file.h"
+
 namespace kapsule::snapshotter {
 namespace {
 
@@ -17,8 +19,7 @@ namespace fs = std::filesystem;
 constexpr size_t kState = 0, kUserTicks = 11, kSystemTicks = 12;  // after the name
 
 absl::StatusOr<ProcessActivity> OfThread(const fs::path& folder) {
-  std::ifstream in(folder / "stat");
-  const std::string text(std::istreambuf_iterator<char>(in), {});
+  const std::string text = ReadProcFile(folder / "stat");
   const size_t name_end = text.rfind(") ");  // a name may hold anything
   if (name_end == std::string::npos) return NotFound("{} tells nothing", folder.string());
   const std::vector<std::string> fields = absl::StrSplit(text.substr(name_end + 2), ' ');

@@ -84,7 +84,7 @@ class FuseLifeWatchTest : public testing::DataPlaneTest {
 
 TEST_F(FuseLifeWatchTest, AProcessThatAnswersButTakesNoRequestsIsStuck) {
   ASSERT_TRUE(connection_->RequestsLie().value());
-  Watch("sleep 1000", kPatience);
+  Watch("exec sleep 1000", kPatience);
   ASSERT_TRUE(Eventually([&] { return !watch_->stuck().empty(); }));
   EXPECT_EQ(watch_->stuck(), "it takes no requests");
   EXPECT_EQ(changes_, 1);
@@ -99,7 +99,7 @@ TEST_F(FuseLifeWatchTest, OneThatWorksIsNot) {
 }
 
 TEST_F(FuseLifeWatchTest, NorIsAnyWhereNobodyWantsToKnow) {
-  Watch("sleep 1000", absl::InfiniteDuration());
+  Watch("exec sleep 1000", absl::InfiniteDuration());
   absl::SleepFor(3 * kPatience);
   EXPECT_EQ(watch_->stuck(), "");
   EXPECT_EQ(answerer_->requests(), 0);

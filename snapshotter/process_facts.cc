@@ -4,11 +4,12 @@
 
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <sstream>
 #include <string>
 #include <system_error>
 #include <vector>
+
+#include "core/base/proc_file.h"
 
 namespace kapsule::snapshotter {
 namespace {
@@ -29,8 +30,7 @@ double BootTime() {
 
 absl::StatusOr<ProcessFacts> FactsOf(pid_t pid) {
   const std::filesystem::path folder = fmt::format("/proc/{}", pid);
-  std::ifstream file(folder / "stat");
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  const std::string text = ReadProcFile(folder / "stat");
   const size_t name_end = text.rfind(')');  // a name may have blanks and parentheses
   if (pid <= 0 || name_end == std::string::npos) return NotFound("process {}", pid);
   std::istringstream rest(text.substr(name_end + 1));

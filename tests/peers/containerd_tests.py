@@ -71,13 +71,6 @@ class ContainerdTests:
         self.node.pull(name)
         self.assert_ctr_runs(name)
 
-    def test_a_pull_by_the_client_of_ctr_with_the_differ_runs(self):
-        self.with_settings(differ=True)
-        name = self.build("differ")
-        self.node.ctr("images", "pull", "--local", "--plain-http", "--snapshotter", "kapsule", name)
-        self.assertIn("becomes Kapsule layer", self.node.log("snapshotter"))
-        self.assert_ctr_runs(name)
-
     def test_a_pull_by_kapsule_ctl_is_lazy(self):
         name = self.build("kapsule-ctl")
         run(BIN / "kapsule-ctl", "pull", "--insecure", f"--containerd={self.node.socket}",

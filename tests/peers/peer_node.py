@@ -14,11 +14,9 @@ LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
 class PeerNode(CriNode):
-    """As CriNode; `containerd` is a folder of PEERS with containerd, its shim and ctr, and
-    `differ`: whether clients that give no labels ask Kapsule to unpack."""
+    """As CriNode; `containerd` is a folder of PEERS with containerd, its shim and ctr."""
 
     containerd = None
-    differ = False
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -51,8 +49,7 @@ class PeerNode(CriNode):
   path = "{processor}"
 """ for kind, suffix in (("", ""), (".gzip", "+gzip")))
         config = self.folder / "containerd.toml"
-        differ = self.differ_config() if self.differ else ""
-        config.write_text(self.config() + differ + processors)
+        config.write_text(self.config() + processors)
         self.start("containerd", PEERS / self.containerd / "containerd", "--config", config,
                    env=self.environment)
         self.wait_for("containerd", self.is_ready)
@@ -65,14 +62,6 @@ class PeerNode(CriNode):
         # 2.x has conditions about what is deprecated, too.
         return all(condition["status"] for condition in conditions
                    if condition["type"] in ("RuntimeReady", "NetworkReady"))
-
-    def differ_config(self):
-        return f"""[proxy_plugins.kapsule-diff]
-  type = "diff"
-  address = "{self.folder}/snapshotter.sock"
-[plugins."io.containerd.service.v1.diff-service"]
-  default = ["kapsule-diff", "walking"]
-"""
 
     def restart_containerd(self, **settings):
         self.stop_daemon("containerd")
