@@ -151,6 +151,7 @@ def build(stand, options):
                             "peak_mib": round(mib), "foreign": window.foreign()})
         if number > 0 and all(sample["foreign"] <= sampling.FOREIGN_LIMIT for sample in samples[-2:]):
             ratios.append(seconds["skopeo copy"] / seconds["kapsule-ctl build"])
+    size = model.stat().st_size
     shutil.rmtree(work)
     kept = [sample for sample in samples if sample["round"] > 0]
     notes = []
@@ -158,7 +159,7 @@ def build(stand, options):
         of = [sample for sample in kept if sample["program"] == name]
         notes.append(f"{name} {statistics.median(s['seconds'] for s in of):.2f} s, "
                      f"at most {max(s['peak_mib'] for s in of)} MiB")
-    return {"build": ratios}, {"samples": samples, "bytes": model.stat().st_size,
+    return {"build": ratios}, {"samples": samples, "bytes": size,
                                "dropped": options.build_rounds - len(ratios),
                                "note": "; ".join(notes)}
 

@@ -41,7 +41,8 @@ func start(_ context.Context, root string) (snapshots.Snapshotter, func() error,
 		"--address", address, "--containerd-address", filepath.Join(folder, "none.sock"),
 		"--content-root", filepath.Join(folder, "none"),
 		"--keyprovider", filepath.Join(folder, "none-keys.sock"),
-		"--fuse-program", filepath.Join(bin, "kapsule-fuse"), "--fuse-user", "61001")
+		"--fuse-program", filepath.Join(bin, "kapsule-fuse"), "--fuse-user", "61001",
+		"--fetch-user", "61003", "--fetch-cache", filepath.Join(folder, "fetched"))
 	server.Stdout, server.Stderr = &log, &log
 	if err := server.Start(); err != nil {
 		return nil, nil, err
