@@ -162,6 +162,10 @@ absl::Status CacheFolder::WriteList(const oci::Digest& blob, ByteSpan bytes) con
   return Annotate(status, "write the list of blocks of " + blob.hex());
 }
 
+void CacheFolder::Touch(const oci::Digest& blob) const {
+  utimensat(folder_.get(), ListName(blob).c_str(), nullptr, AT_SYMLINK_NOFOLLOW);
+}
+
 absl::Status CacheFolder::RemoveList(const oci::Digest& blob) const {
   RETURN_IF_ERROR(Unlink(ListName(blob)));
   return Sync();

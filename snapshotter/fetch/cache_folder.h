@@ -28,7 +28,7 @@ class CacheFolder {
   struct Entry {
     oci::Digest blob;
     uint64_t bytes = 0;  // that it takes on the disk
-    absl::Time used;     // when its list was written
+    absl::Time used;     // when its list was written or touched
   };
   // The blobs that are there. Whatever else lies there is removed, and the log
   // says so: temporary files, lists without blob, what is no regular file of ours.
@@ -42,6 +42,8 @@ class CacheFolder {
   absl::StatusOr<std::string> ReadList(const oci::Digest& blob) const;
   // Atomically; it stays when this has returned OK.
   absl::Status WriteList(const oci::Digest& blob, ByteSpan bytes) const;
+  // As if the list had been written now: who comes later sees what is in use.
+  void Touch(const oci::Digest& blob) const;
   absl::Status RemoveList(const oci::Digest& blob) const;
   // The list first, then the blob; those who have it open keep it. OK where
   // neither is there.

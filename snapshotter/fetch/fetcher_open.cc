@@ -90,6 +90,7 @@ absl::Status Fetcher::Load(const EntryPtr& entry, const BlobName& name, RangeSou
     loaded = CachedBlob::Load(folder_, name, pages_, fetch);
   }
   if (!loaded.ok()) return loaded.status();
+  folder_.Touch(name.digest);
 
   absl::MutexLock lock(&mu_);
   entry->blob = std::move(loaded->blob);
