@@ -2,6 +2,7 @@
 
 #include <absl/time/clock.h>
 
+#include <algorithm>
 #include <charconv>
 
 #include "core/base/log.h"
@@ -12,6 +13,8 @@ namespace {
 constexpr absl::Duration kMinPause = absl::Milliseconds(100), kMaxPause = absl::Seconds(10);
 constexpr absl::Duration kRetryPause = absl::Seconds(2);  // of what kapsule-fetch or -fuse refuse
 constexpr absl::Duration kCallTime = absl::Seconds(5);
+// How often open blobs are opened again: whom their images are pulled as changes.
+constexpr absl::Duration kRefreshPause = absl::Minutes(10);
 constexpr size_t kMaxPidText = 32;
 
 std::string_view ProgramName() { return FetchProtocol::kPeer; }
@@ -85,9 +88,13 @@ void BlobFetcher::Watch() {
       reopen = hand_over_ || !unknown_.empty();
     }
     const absl::Time since = absl::Now();
-    if (!Pause(reopen ? kRetryPause : absl::InfiniteDuration())) return;
+    if (!Pause(reopen ? kRetryPause : kRefreshPause)) return;
+    if (absl::Now() - since >= kRefreshPause) RefreshAll();
     if (absl::Now() - since > kMaxPause) pause = kMinPause;  // it lives
-    if (channel->ended()) DropProcess();
+    if (!channel->ended()) continue;
+    DropProcess();
+    if (!Pause(pause)) return;
+    pause = std::min(2 * pause, kMaxPause);
   }
 }
 
@@ -150,6 +157,11 @@ void BlobFetcher::HandOverAgain() {
   hand_over_ = changed_ = true;
 }
 
+void BlobFetcher::RefreshAll() {
+  const absl::MutexLock lock(&mu_);
+  for (const auto& [digest, blob] : blobs_) unknown_.insert(digest);
+}
+
 // What cannot be opened now is tried again: its reads wait or fail meanwhile.
 void BlobFetcher::Reopen(FetchChannel& channel) {
   std::vector<RemoteBlob> blobs;
@@ -161,9 +173,14 @@ void BlobFetcher::Reopen(FetchChannel& channel) {
     const absl::Time deadline = absl::Now() + kRetryPause;
     const absl::Status opened = channel.Call(OpenRequest(blob, deadline), {}, deadline).status();
     if (!opened.ok()) log::warn("open blob {} again: {}", blob.digest.text(), Describe(opened));
-    const absl::MutexLock lock(&mu_);
-    if (stopping_ || channel.ended()) return;
-    if (opened.ok()) unknown_.erase(blob.digest);
+    bool closed;
+    {
+      const absl::MutexLock lock(&mu_);
+      if (stopping_ || channel.ended()) return;
+      if (opened.ok()) unknown_.erase(blob.digest);
+      closed = !blobs_.contains(blob.digest);
+    }
+    if (closed) Close(blob.digest);  // meanwhile
   }
 }
 
@@ -203,15 +220,30 @@ v1::FetchRequest BlobFetcher::OpenRequest(const RemoteBlob& blob, absl::Time dea
   return request;
 }
 
-absl::StatusOr<UniqueFd> BlobFetcher::Open(const RemoteBlob& blob, absl::Time deadline) {
-  const FetchChannel* asked = nullptr;
+// An image that is opened later may know less of where the blob is.
+RemoteBlob BlobFetcher::WithKnownImages(RemoteBlob blob) {
+  const absl::MutexLock lock(&mu_);
+  const auto open = blobs_.find(blob.digest);
+  if (open == blobs_.end()) return blob;
+  std::vector<std::string> images = open->second.images;
+  for (std::string& image : blob.images) {
+    if (std::find(images.begin(), images.end(), image) == images.end())
+      images.push_back(std::move(image));
+  }
+  blob.images = std::move(images);
+  return blob;
+}
+
+absl::StatusOr<UniqueFd> BlobFetcher::Open(const RemoteBlob& opened, absl::Time deadline) {
+  const RemoteBlob blob = WithKnownImages(opened);
+  Channel asked;
   for (;;) {
-    const Channel channel = AwaitChannel(asked, deadline);
+    const Channel channel = AwaitChannel(asked.get(), deadline);
     if (channel == nullptr) return Unavailable("{} is not running", ProgramName());
     absl::StatusOr<control::ReceivedFetchReply> reply =
         channel->Call(OpenRequest(blob, deadline), {}, deadline);
     if (!reply.ok() && channel->ended() && absl::Now() < deadline) {
-      asked = channel.get();  // it died: the next one is asked
+      asked = channel;  // it died: the next one is asked
       continue;
     }
     if (absl::IsDeadlineExceeded(reply.status())) return Unavailable("{}", Message(reply.status()));
@@ -220,7 +252,10 @@ absl::StatusOr<UniqueFd> BlobFetcher::Open(const RemoteBlob& blob, absl::Time de
     const absl::MutexLock lock(&mu_);
     blobs_.insert_or_assign(blob.digest, blob);
     // It may have come from a process that has died since.
-    if (channel_ != channel) unknown_.insert(blob.digest);
+    if (channel_ != channel) {
+      unknown_.insert(blob.digest);
+      changed_ = true;
+    }
     return std::move(reply->fds.front());
   }
 }
@@ -237,8 +272,9 @@ void BlobFetcher::Close(const oci::Digest& digest) {
   {
     const absl::MutexLock lock(&mu_);
     unknown_.erase(digest);
-    if (blobs_.erase(digest) == 0) return;
+    blobs_.erase(digest);
   }
+  // Also where its opening was given up here, but may have been done there.
   v1::FetchRequest request;
   request.mutable_close()->set_digest(digest.hex());
   Tell(std::move(request));

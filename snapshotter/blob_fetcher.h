@@ -51,7 +51,7 @@ class BlobFetcher {
   // then on each new process gets the blob too, until Close().
   //   Unavailable  no kapsule-fetch, or no registry
   //   others       as kapsule-fetch says: PermissionDenied, NotFound, DataLoss, …
-  absl::StatusOr<UniqueFd> Open(const RemoteBlob& blob, absl::Time deadline)
+  absl::StatusOr<UniqueFd> Open(const RemoteBlob& opened, absl::Time deadline)
       ABSL_LOCKS_EXCLUDED(mu_);
   // Nothing has the blob mounted any more; nothing where it is not open.
   void Close(const oci::Digest& digest) ABSL_LOCKS_EXCLUDED(mu_);
@@ -74,6 +74,8 @@ class BlobFetcher {
   void DropProcess() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status HandOver(FetchChannel& channel);
   void Reopen(FetchChannel& channel) ABSL_LOCKS_EXCLUDED(mu_);
+  void RefreshAll() ABSL_LOCKS_EXCLUDED(mu_);
+  RemoteBlob WithKnownImages(RemoteBlob blob) ABSL_LOCKS_EXCLUDED(mu_);
   v1::FetchRequest OpenRequest(const RemoteBlob& blob, absl::Time deadline) const;
   void Tell(v1::FetchRequest request) ABSL_LOCKS_EXCLUDED(mu_);
   Channel AwaitChannel(const FetchChannel* not_this, absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);

@@ -74,11 +74,13 @@ class Forward final : public grpc::ServerGenericBidiReactor {
     containerd_.PrepareBidiStreamingCall(context_.get(), method_, {}, &upstream_);
     upstream_.StartWriteLast(&request_, {});
     upstream_.StartRead(&answer_);
+    upstream_.AddHold();  // until the last answer has been passed on: OnWriteDone() reads
     upstream_.StartCall();
   }
   void OnWriteDone(bool ok) override {
-    if (!ok) return context_->TryCancel();
-    upstream_.StartRead(&answer_);
+    if (ok) return upstream_.StartRead(&answer_);
+    context_->TryCancel();
+    upstream_.RemoveHold();
   }
   void OnDone() override { delete this; }
 
@@ -86,7 +88,8 @@ class Forward final : public grpc::ServerGenericBidiReactor {
   struct Upstream final : grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
     explicit Upstream(Forward& of) : forward(of) {}
     void OnReadDone(bool ok) override {
-      if (ok) forward.StartWrite(&forward.answer_);
+      if (ok) return forward.StartWrite(&forward.answer_);
+      RemoveHold();
     }
     void OnDone(const grpc::Status& status) override { forward.End(status); }
     Forward& forward;

@@ -12,7 +12,6 @@ namespace kapsule::snapshotter {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr absl::Duration kUnsureTime = absl::Seconds(1);
 constexpr absl::Duration kUseTimeout = absl::Seconds(5);
 // How often the content store is looked at for blobs that are read from registries.
 constexpr absl::Duration kLocalPause = absl::Seconds(20);
@@ -134,7 +133,11 @@ absl::StatusOr<Opened> LayerManager::OpenAs(const ModelLayer& layer, Opened open
   }
   pins_->Hold(digest, *std::move(blob));
   // It may have been opened as remote, by an earlier run too.
-  if (!IsLocal(digest, size)) log::warn("{}: read from the registry as before", title);
+  if (!IsLocal(digest, size)) {
+    log::warn("{}: read from the registry as before", title);
+    const absl::MutexLock lock(&mu_);
+    remote_.insert_or_assign(digest, size);  // tried again
+  }
   return opened;
 }
 
@@ -145,10 +148,12 @@ absl::StatusOr<UniqueFd> LayerManager::OpenBlob(const Opened& opened, const oci:
   const auto index = opened.annotations.find(oci::kIndexAnnotation);
   if (index == opened.annotations.end() || opened.sources.empty()) return blob;
   ASSIGN_OR_RETURN(oci::IndexRef ref, oci::IndexRef::FromJson(index->second));
-  *remote = true;
   // While a pull is under way there may be no image record yet, and what containerd
-  // notes of a source lacks its port: not worth waiting for.
-  if (!opened.sources_are_sure) deadline = std::min(deadline, absl::Now() + kUnsureTime);
+  // notes of a source lacks its port.
+  if (!opened.sources_are_sure)
+    return Unavailable("blob {} is not downloaded, and no image record says where it is from",
+                       digest.text());
+  *remote = true;
   return fetch_.open({digest, size, std::move(ref), opened.sources}, deadline);
 }
 

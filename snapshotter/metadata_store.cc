@@ -233,17 +233,28 @@ absl::StatusOr<std::unique_ptr<MetadataStore>> MetadataStore::Open(
 absl::Status MetadataStore::Write(Change change, const Placing* placing) {
   Waiting own{change, placing};
   queue_mu_.Lock();
-  queue_.push_back(&own);
+  try {
+    queue_.push_back(&own);
+  } catch (const std::bad_alloc&) {
+    queue_mu_.Unlock();
+    return ResourceExhausted("no memory to change the metadata");
+  }
   while (writing_ && !own.done) written_.Wait(&queue_mu_);
   if (!own.done) {
     writing_ = true;
     const std::vector<Waiting*> all = std::exchange(queue_, {});
     queue_mu_.Unlock();
-    const absl::Status status = WriteTogether(all);
+    absl::Status status;
+    try {
+      status = WriteTogether(all);
+    } catch (const std::bad_alloc&) {  // others wait for us
+      status = absl::ResourceExhaustedError("no memory");
+    }
     queue_mu_.Lock();
     writing_ = false;
     for (Waiting* one : all) {
-      if (one->result.ok()) one->result = status;
+      // What one saw of the others is not so any more either.
+      if (!status.ok()) one->result = status;
       one->done = true;
     }
     written_.SignalAll();

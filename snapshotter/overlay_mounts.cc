@@ -17,8 +17,8 @@ bool KernelHasIndex() { return access("/sys/module/overlay/parameters/index", F_
 
 absl::StatusOr<Mount> SnapshotMount(const SnapshotDirs& dirs, int64_t id, bool writable,
                                     const std::vector<int64_t>& parents,
-                                    const std::set<int64_t>& linked) {
-  if (parents.empty()) return Bind(dirs.Fs(id), writable);
+                                    const std::set<int64_t>& linked, bool over_nothing) {
+  if (parents.empty() && !over_nothing) return Bind(dirs.Fs(id), writable);
   if (!writable && parents.size() == 1) return Bind(dirs.Fs(parents.front()), false);
 
   // No "userxattr": only user namespaces need it, and no EROFS mounts there.
@@ -32,6 +32,7 @@ absl::StatusOr<Mount> SnapshotMount(const SnapshotDirs& dirs, int64_t id, bool w
   // folder that they share.
   std::string lower = "lowerdir=";
   size_t shortened = lower.size();
+  if (parents.empty()) lower += dirs.Empty().string();
   for (const int64_t parent : parents) {
     if (lower.back() != '=') lower += ':';
     const bool by_link = linked.contains(parent);
@@ -39,7 +40,7 @@ absl::StatusOr<Mount> SnapshotMount(const SnapshotDirs& dirs, int64_t id, bool w
     shortened += std::to_string(parent).size() + sizeof("/fs:") - 1;
     if (by_link) shortened += std::to_string(id).size() + sizeof("/all/") - 1;
   }
-  size_t passed = parents.size() == 1 ? lower.size() : shortened;
+  size_t passed = parents.size() <= 1 ? lower.size() : shortened;
   mount.options.push_back(std::move(lower));
   for (size_t i = 0; i + 1 < mount.options.size(); ++i) passed += mount.options[i].size() + 1;
   if (passed > kMaxMountOptions)

@@ -15,12 +15,14 @@ namespace kapsule::snapshotter {
 // the kernel, which takes a page of 4,096 bytes.
 inline constexpr size_t kMaxMountOptions = 4000;
 
-// Snapshot `id` on `parents` (top to bottom), those in `linked` by way of its link.
+// Snapshot `id` on `parents` (top to bottom), those in `linked` by way of its link; on
+// an empty directory where there is none and `over_nothing`: whiteouts need an overlay.
 // Read-only mounts have no upper directory, so that nothing is ever copied up from
 // below.
 //   FailedPrecondition  too many layers for one mount
 absl::StatusOr<Mount> SnapshotMount(const SnapshotDirs& dirs, int64_t id, bool writable,
                                     const std::vector<int64_t>& parents,
-                                    const std::set<int64_t>& linked = {});
+                                    const std::set<int64_t>& linked = {},
+                                    bool over_nothing = false);
 
 }  // namespace kapsule::snapshotter

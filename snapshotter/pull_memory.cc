@@ -87,16 +87,20 @@ void PullMemory::End(uint64_t pull, bool succeeded) {
     for (auto it = std::next(ended); it != pulls_.end();)
       it = it->IsOf(*ended) ? pulls_.erase(it) : std::next(it);
   }
+  ended->succeeded = succeeded;
   if (!succeeded || !ended->credentials) pulls_.erase(ended);
 }
 
 std::optional<PullCredentials> PullMemory::Find(const oci::Reference& image) {
   absl::MutexLock lock(&mu_);
+  const Pull* found = nullptr;
   for (const Pull& pull : pulls_) {
-    if (pull.credentials && pull.host == image.host && pull.repository == image.repository)
-      return pull.credentials->Clone();
+    if (!pull.credentials || pull.host != image.host || pull.repository != image.repository)
+      continue;
+    if (found == nullptr || (pull.succeeded && !found->succeeded)) found = &pull;
   }
-  return std::nullopt;
+  if (found == nullptr) return std::nullopt;
+  return found->credentials->Clone();
 }
 
 }  // namespace kapsule::snapshotter

@@ -44,7 +44,8 @@ class PullMemory {
   uint64_t Begin(const oci::Reference& image, std::optional<PullCredentials> credentials);
   void End(uint64_t pull, bool succeeded);
 
-  // The newest credentials for the repository of `image`.
+  // The newest credentials for the repository of `image` that a pull has succeeded
+  // with; those of a pull that is under way, which anybody may begin, where none has.
   std::optional<PullCredentials> Find(const oci::Reference& image);
 
  private:
@@ -52,6 +53,7 @@ class PullMemory {
     uint64_t number;
     std::string host, repository;
     std::optional<PullCredentials> credentials;
+    bool succeeded = false;
 
     bool IsOf(const Pull& other) const {
       return host == other.host && repository == other.repository;

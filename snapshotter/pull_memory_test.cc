@@ -38,11 +38,18 @@ TEST_F(PullMemoryTest, KnowsARepositoryByAnyTagAndNoOther) {
 }
 
 TEST_F(PullMemoryTest, APullThatIsUnderWayIsKnownAndForgottenWhereItFails) {
-  memory_.End(Begin("r.test/a", "old"), true);
   const uint64_t pull = Begin("r.test/a", "new");
   EXPECT_EQ(Find("r.test/a"), "new");
   memory_.End(pull, false);
+  EXPECT_EQ(Find("r.test/a"), "none");
+}
+
+TEST_F(PullMemoryTest, OneThatIsUnderWayTakesNothingFromOneThatSucceeded) {
+  memory_.End(Begin("r.test/a", "old"), true);
+  const uint64_t pull = Begin("r.test/a", "new");
   EXPECT_EQ(Find("r.test/a"), "old");
+  memory_.End(pull, true);
+  EXPECT_EQ(Find("r.test/a"), "new");
 }
 
 TEST_F(PullMemoryTest, ASuccessfulPullEndsAllOlderOnes) {

@@ -58,6 +58,7 @@ SnapshotDirs::SnapshotDirs(fs::path folder)
 
 absl::StatusOr<std::unique_ptr<SnapshotDirs>> SnapshotDirs::Open(const fs::path& root) {
   RETURN_IF_ERROR(MakeDirs(root / "l", 0700));
+  RETURN_IF_ERROR(MakeDirs(root / "empty", 0755));
   return std::unique_ptr<SnapshotDirs>(new SnapshotDirs(root / "l"));
 }
 
@@ -73,10 +74,17 @@ SnapshotDirs::~SnapshotDirs() {
 std::optional<int64_t> SnapshotDirs::IdOf(std::string_view path) const {
   const std::string before = (folder_ / "").string();
   if (!path.starts_with(before)) return std::nullopt;
-  int64_t id = 0;
+  int64_t id = 0, below = 0;
   const char* const end = path.data() + path.size();
-  if (std::from_chars(path.data() + before.size(), end, id).ec != std::errc()) return std::nullopt;
-  return path == Fs(id).string() ? std::optional(id) : std::nullopt;
+  const auto first = std::from_chars(path.data() + before.size(), end, id);
+  if (first.ec != std::errc()) return std::nullopt;
+  if (path == Fs(id).string()) return id;
+  constexpr std::string_view kLink = "/all/";
+  const std::string_view rest(first.ptr, static_cast<size_t>(end - first.ptr));
+  if (!rest.starts_with(kLink) ||
+      std::from_chars(rest.data() + kLink.size(), end, below).ec != std::errc())
+    return std::nullopt;
+  return path == LinkedFs(id, below).string() ? std::optional(below) : std::nullopt;
 }
 
 absl::StatusOr<SnapshotDirs::Staged> SnapshotDirs::Stage(bool work, uid_t uid, gid_t gid,

@@ -48,7 +48,9 @@ class SnapshotDirs {
   std::filesystem::path LinkedFs(int64_t id, int64_t below) const {
     return Of(id) / "all" / std::to_string(below) / "fs";
   }
-  // The snapshot whose Fs() is written `path`, exactly so.
+  // A directory that stays empty.
+  std::filesystem::path Empty() const { return folder_.parent_path() / "empty"; }
+  // The snapshot whose Fs() or LinkedFs() is written `path`, exactly so.
   std::optional<int64_t> IdOf(std::string_view path) const;
 
   // Makes fs with mode 0755 and this owner, work and the link where asked for; synced.

@@ -52,6 +52,12 @@ absl::Status CheckSameLayer(const Record& known, const std::string& parent,
   return absl::OkStatus();
 }
 
+// Whoever unpacks looks at no byte below, and waits for no key: but anybody may choose
+// such a key, so model layers are not in its mounts.
+bool IsUnpacking(Kind kind, const SnapshotKey& key) {
+  return kind == Kind::kActive && key.extracted_chain.has_value();
+}
+
 }  // namespace
 
 Snapshotter::Snapshotter(std::unique_ptr<MetadataStore> store, std::unique_ptr<SnapshotDirs> dirs,
@@ -134,7 +140,7 @@ absl::StatusOr<std::vector<Mount>> Snapshotter::Create(Kind kind, const std::str
   ASSIGN_OR_RETURN(const std::optional<IdMaps> maps, IdMaps::FromLabels(labels));
   ASSIGN_OR_RETURN(const Chain chain, store_->GetChain(parent));
   // Before anything is made, so that failing leaves nothing.
-  RETURN_IF_ERROR(AwaitLayers(parsed, chain));
+  RETURN_IF_ERROR(AwaitLayers(kind, parsed, chain));
   // The longest id stands for the one to come.
   RETURN_IF_ERROR(
       MountsOf(kind, parsed, std::numeric_limits<int64_t>::max(), chain, maps).status());
@@ -166,9 +172,8 @@ absl::StatusOr<SnapshotDirs::Staged> Snapshotter::StageAbove(
   return dirs_->Stage(kind == Kind::kActive, parent.st_uid, parent.st_gid);
 }
 
-absl::Status Snapshotter::AwaitLayers(const SnapshotKey& key, const Chain& chain) {
-  // Unpacking looks at no byte below, and waits for no key.
-  if (chain.layers.empty() || key.extracted_chain) return absl::OkStatus();
+absl::Status Snapshotter::AwaitLayers(Kind kind, const SnapshotKey& key, const Chain& chain) {
+  if (chain.layers.empty() || IsUnpacking(kind, key)) return absl::OkStatus();
   return backend_.Await(key, chain.layers, absl::Now() + open_timeout_);
 }
 
@@ -184,7 +189,11 @@ absl::StatusOr<std::vector<Mount>> Snapshotter::MountsOf(Kind kind, const Snapsh
   std::set<int64_t> linked;
   if (mapped)
     for (const ModelLayer& layer : chain.layers) linked.insert(layer.id);
-  ASSIGN_OR_RETURN(Mount mount, SnapshotMount(*dirs_, id, !read_only, chain.ids, linked));
+  std::vector<int64_t> below = chain.ids;
+  if (IsUnpacking(kind, key))
+    for (const ModelLayer& layer : chain.layers) std::erase(below, layer.id);
+  ASSIGN_OR_RETURN(Mount mount, SnapshotMount(*dirs_, id, !read_only, below, linked,
+                                              /*over_nothing=*/!chain.ids.empty()));
   if (mapped)
     mount.options.insert(mount.options.begin(), {"uidmap=" + maps->uids, "gidmap=" + maps->gids});
   return std::vector<Mount>{std::move(mount)};
@@ -206,7 +215,7 @@ absl::StatusOr<std::vector<Mount>> Snapshotter::Mounts(const std::string& key) {
   ASSIGN_OR_RETURN(const Chain chain, store_->GetChain(record.info.parent));
   ASSIGN_OR_RETURN(const std::optional<IdMaps> maps, IdMaps::FromLabels(record.info.labels));
   const SnapshotKey parsed = SnapshotKey::Parse(key);
-  RETURN_IF_ERROR(AwaitLayers(parsed, chain));
+  RETURN_IF_ERROR(AwaitLayers(record.info.kind, parsed, chain));
   return MountsOf(record.info.kind, parsed, record.id, chain, maps);
 }
 

@@ -84,7 +84,7 @@ class Snapshotter {
   absl::Status PrepareLayer(const std::string& ns, const std::string& parent, const Labels& labels);
   absl::StatusOr<std::vector<Mount>> Create(Kind kind, const std::string& key,
                                             const std::string& parent, const Labels& labels);
-  absl::Status AwaitLayers(const SnapshotKey& key, const Chain& chain);
+  absl::Status AwaitLayers(Kind kind, const SnapshotKey& key, const Chain& chain);
   absl::StatusOr<std::vector<Mount>> MountsOf(Kind kind, const SnapshotKey& key, int64_t id,
                                               const Chain& chain,
                                               const std::optional<IdMaps>& maps) const;

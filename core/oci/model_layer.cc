@@ -13,6 +13,8 @@ absl::StatusOr<LayerLabel> FindLayerLabel(const Descriptor& layer) {
   if (!IsEncrypted(layer.media_type) && label.diff_id != layer.digest)
     return InvalidArgument("plain layer {} is not the tar that its diff_id names, {}",
                            layer.digest.text(), label.diff_id.text());
+  if (IsEncrypted(layer.media_type) && label.diff_id == layer.digest)
+    return InvalidArgument("encrypted layer {} calls itself plain", layer.digest.text());
   return label;
 }
 

@@ -144,6 +144,8 @@ BlobRanges::Round BlobRanges::AskHosts(RangeCursor& cursor, const http::Request&
       Prefer(i);
       return {};
     }
+    // A mirror that gives other bytes than it should is not the first to be asked next.
+    if (absl::IsDataLoss(cursor.sink_status)) Prefer((i + 1) % hosts_.size());
     // What the sink took cannot be taken back, nor time.
     if (!cursor.sink_status.ok() || absl::IsCancelled(status) || cursor.done() ||
         Clock::now() >= limits.deadline)

@@ -72,7 +72,7 @@ absl::Status BlobFile::Write(uint64_t offset, ByteSpan bytes) const {
   if (direct_.valid() && IsDirect(offset, bytes)) {
     const absl::Status status = WriteAt(direct_.get(), offset, bytes);
     // Some file systems want more alignment than we have.
-    if (status.code() != absl::StatusCode::kInternal) return status;
+    if (!absl::IsInternal(status) && !absl::IsInvalidArgument(status)) return status;
   }
   return WriteAt(file_.get(), offset, bytes);
 }

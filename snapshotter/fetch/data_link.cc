@@ -81,7 +81,8 @@ void DataLink::Send() {
         control::SendFetchPacket(socket_.get(), packet, control::FetchSend::kWait);
     if (status.ok()) continue;
     log::debug("to kapsule-fuse: {}", Describe(status));
-    return;  // the receiver sees it too
+    shutdown(socket_.get(), SHUT_RDWR);  // so that the receiver sees it too
+    return;
   }
 }
 

@@ -77,7 +77,11 @@ absl::Status FetchServer::Run(int signals) {
     if (fds[2].revents != 0) {
       uint64_t count;
       // A link that was replaced meanwhile is not the one that is there.
-      if (read(lost_.get(), &count, sizeof(count)) > 0 && !outbox_.connected()) link_ = nullptr;
+      if (read(lost_.get(), &count, sizeof(count)) > 0 && !outbox_.connected()) {
+        link_ = nullptr;
+        // Whoever starts this program again also gives kapsule-fuse a new link.
+        if (control_open_) return Unavailable("kapsule-fuse has ended the connection");
+      }
     }
     if (fds[0].revents != 0) RETURN_IF_ERROR(HandleControl());
   }

@@ -148,8 +148,12 @@ absl::Status Fetcher::RunCheck(const Job& job, MutableByteSpan buffer) {
   absl::MutexLock lock(&mu_);
   Entry& entry = *job.entry;
   if (good.ok() && *good) {
+    if (!entry.plan.HasAll(job.range)) {  // it goes meanwhile: fetched again then
+      const absl::Time soon = absl::Now();
+      entry.plan.WaitFor(job.range, soon, soon + options_.read_timeout);
+      return absl::OkStatus();
+    }
     entry.suspects.erase(block);
-    entry.plan.Arrived(block);
     outbox_.Tell({entry.digest, control::FetchChecked{block}});
     outbox_.Have(entry.digest, {block, 1});
     return absl::OkStatus();

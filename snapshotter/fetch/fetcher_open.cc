@@ -66,7 +66,7 @@ absl::StatusOr<Fetcher::EntryPtr> Fetcher::BeginOpen(const BlobName& name,
   if (!same) entry->blob = nullptr;
   if (entry->source != nullptr) counters_.auth_refreshes += entry->source->auth_refreshes();
   entry->source = std::move(source);
-  entry->forgotten = entry->closing = entry->from_before = false;
+  entry->forgotten = entry->closing = false;
   entry->broken = entry->last_error = absl::OkStatus();
   entry->retry_at = entry->later_at = absl::InfinitePast();
   entry->on_disk = true;
@@ -131,7 +131,10 @@ void Fetcher::EndOpen(const EntryPtr& entry, bool ok) {
   ok = ok && !entry->closing;
   if (entry->state == State::kOpening) entry->state = ok ? State::kOpen : State::kClosed;
   // Reads may have waited for what was there all the time.
-  if (ok) outbox_.Have(entry->digest, {0, entry->blob->blocks()});
+  if (ok) {
+    entry->from_before = false;
+    outbox_.Have(entry->digest, {0, entry->blob->blocks()});
+  }
   work_.SignalAll();
   keep_.SignalAll();
 }

@@ -126,9 +126,11 @@ void Fetcher::AskToLetGo(absl::Time now) {
             [](const EntryPtr& a, const EntryPtr& b) { return a->used < b->used; });
   for (const EntryPtr& entry : open) {
     if (excess == 0) return;
+    if (!entry->suspects.empty()) continue;
     const uint64_t blocks = std::min(kMaxGoing, CeilDiv(excess, entry->blob->block_size()));
+    // Those that are asked for already are to be asked for again in time.
+    if (entry->plan.going().empty()) entry->dropped_at = now;
     for (const Range& range : entry->plan.StartGoing(blocks)) {
-      entry->dropped_at = now;
       excess -= std::min(excess, entry->blob->BytesOf(range));
       outbox_.Tell(
           {entry->digest, control::FetchDrop{range.first, static_cast<uint32_t>(range.count)}});

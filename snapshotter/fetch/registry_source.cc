@@ -50,6 +50,7 @@ class RegistrySource final : public RangeSource {
       status = places_[place]->Read(offset + taken, length - taken, counting,
                                     LimitsUntil(limits.deadline, limits.stopped));
       if (status.ok()) first_ = place;
+      if (absl::IsDataLoss(of_sink)) first_ = (place + 1) % places_.size();
       if (status.ok() || !of_sink.ok() || absl::IsCancelled(status) ||
           absl::Now() >= limits.deadline)
         return status;

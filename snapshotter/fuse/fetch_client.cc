@@ -3,6 +3,7 @@
 #include <absl/time/clock.h>
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -212,6 +213,7 @@ void FetchClient::Lost(const Socket& socket, const absl::Status& why) {
     none_since_ = absl::Now();
     outbox_.clear();
   }
+  shutdown(socket->get(), SHUT_RDWR);  // the holder has it too: kapsule-fetch is to see it
   log::warn("no connection to kapsule-fetch any more: {}", Describe(why));
 }
 

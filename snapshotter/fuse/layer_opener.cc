@@ -205,7 +205,10 @@ absl::Status LayerOpener::GiveLayer(const ServedView& view, const HeldViews::Cla
   if (!(index == access.index)) return NotTheSame();
   ASSIGN_OR_RETURN(std::unique_ptr<blob::LayerReader> reader,
                    OpenReader(layer.digest, layer.blob, layer.size, layer.remote, access));
-  return view.SetLayer(std::move(reader));
+  RETURN_IF_ERROR(view.SetLayer(std::move(reader)));
+  // Its blob may be another now, in the content store.
+  claim.Put(view.image().fd(), layer.record.get(), layer.blob.get());
+  return absl::OkStatus();
 }
 
 // kapsule-fetch may have begun a new file of an open layer since.
