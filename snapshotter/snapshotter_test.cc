@@ -386,6 +386,21 @@ TEST_F(SnapshotterTest, UnpackingAboveAModelNeverWaits) {
   EXPECT_THAT(backend_.Calls(), UnorderedElementsAre());
 }
 
+// Anybody may choose such a key: what is mounted for it holds no model.
+TEST_F(SnapshotterTest, AKeyThatUnpacksShowsNoModel) {
+  MakeModel();
+  backend_.answer = PermissionDenied("no key");
+  const std::string key = ExtractKey(9, oci::Digest::Of(AsBytes("anything")));
+  const auto mounts = snapshotter_->Prepare(key, kChain1.text(), {});
+  ASSERT_TRUE(mounts.ok()) << mounts.status();
+  const std::string nothing = fmt::format("lowerdir={}/empty", root_.path().string());
+  EXPECT_EQ(mounts->front().type, "overlay");
+  EXPECT_THAT(mounts->front().options, Contains(nothing));
+  EXPECT_THAT(snapshotter_->Mounts(key)->front().options, Contains(nothing));
+  const std::string other = ExtractKey(10, oci::Digest::Of(AsBytes("other")));
+  EXPECT_EQ(snapshotter_->View(other, kChain1.text(), {}).status(), backend_.answer);
+}
+
 TEST_F(SnapshotterTest, AContainerWaitsForItsModelAndMountsIt) {
   MakeModel();
   const auto mounts = snapshotter_->Prepare("k8s.io/5/c1", kChain1.text(), {});
