@@ -92,7 +92,7 @@ class LayerManager {
                                     absl::Time deadline, bool* remote);
   // Tells kapsule-fuse of blobs that have come to the content store since.
   void FindLocal();
-  bool IsLocal(const oci::Digest& digest, uint64_t size);
+  bool ReadLocally(const oci::Digest& digest, uint64_t size);
   absl::StatusOr<std::vector<std::string>> Namespaces(const std::string& first);
   std::vector<FoundImage> FindLayer(const std::string& ns, const ModelLayer& layer,
                                     absl::Status* failure);

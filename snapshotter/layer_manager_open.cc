@@ -96,14 +96,17 @@ absl::StatusOr<Opened> LayerManager::OpenAnywhere(const LayerTable::Work& work, 
         continue;
       }
       const oci::Descriptor& found = image.layer();
-      absl::StatusOr<Opened> opened = OpenAs(
-          layer,
-          {.image = image.title(),
-           .encrypted = oci::IsEncrypted(found.media_type),
-           .annotations = found.annotations,
-           .sources = SourcesOf(client_, ns, image.manifest->digest, image.name, LookupDeadline()),
-           .sources_are_sure = !image.name.empty()},
-          found.size, view);
+      // While a pull is under way there may be no image record yet, and what containerd
+      // notes of a source lacks its port.
+      std::vector<std::string> sources;
+      if (!image.name.empty())
+        sources = SourcesOf(client_, ns, image.manifest->digest, image.name, LookupDeadline());
+      absl::StatusOr<Opened> opened = OpenAs(layer,
+                                             {.image = image.title(),
+                                              .encrypted = oci::IsEncrypted(found.media_type),
+                                              .annotations = found.annotations,
+                                              .sources = std::move(sources)},
+                                             found.size, view);
       if (opened.ok()) return opened;
       Keep(&failure, opened.status());
     }
@@ -133,7 +136,7 @@ absl::StatusOr<Opened> LayerManager::OpenAs(const ModelLayer& layer, Opened open
   }
   pins_->Hold(digest, *std::move(blob));
   // It may have been opened as remote, by an earlier run too.
-  if (!IsLocal(digest, size)) {
+  if (!ReadLocally(digest, size)) {
     log::warn("{}: read from the registry as before", title);
     const absl::MutexLock lock(&mu_);
     remote_.insert_or_assign(digest, size);  // tried again
@@ -148,17 +151,13 @@ absl::StatusOr<UniqueFd> LayerManager::OpenBlob(const Opened& opened, const oci:
   const auto index = opened.annotations.find(oci::kIndexAnnotation);
   if (index == opened.annotations.end() || opened.sources.empty()) return blob;
   ASSIGN_OR_RETURN(oci::IndexRef ref, oci::IndexRef::FromJson(index->second));
-  // While a pull is under way there may be no image record yet, and what containerd
-  // notes of a source lacks its port.
-  if (!opened.sources_are_sure)
-    return Unavailable("blob {} is not downloaded, and no image record says where it is from",
-                       digest.text());
   *remote = true;
   return fetch_.open({digest, size, std::move(ref), opened.sources}, deadline);
 }
 
-// Whether kapsule-fuse reads the blob, which is in the content store, from there.
-bool LayerManager::IsLocal(const oci::Digest& digest, uint64_t size) {
+// Has kapsule-fuse read the blob from the content store; false where it cannot, or it
+// is not there.
+bool LayerManager::ReadLocally(const oci::Digest& digest, uint64_t size) {
   const absl::StatusOr<UniqueFd> blob = pins_->Open(digest, size);
   if (!blob.ok()) return false;
   const absl::Status used = calls_.use_local(digest, *blob, absl::Now() + kUseTimeout);
@@ -181,7 +180,7 @@ void LayerManager::FindLocal() {
       remote = remote_;
     }
     for (const auto& [digest, size] : remote) {
-      if (IsLocal(digest, size))
+      if (ReadLocally(digest, size))
         log::info("blob {} is in the content store now, and read there", digest.text());
     }
   }

@@ -23,7 +23,6 @@ struct Opened {
   oci::Annotations annotations;           // that unwrapped to its key
   uint64_t number = 0;                    // of this opening; LayerTable::Commit() counts
   std::vector<std::string> sources = {};  // images that have the blob (blob_sources.h)
-  bool sources_are_sure = true;           // an image record names one
 };
 
 // Whether an error may go away by itself, so that opening is tried again. A
