@@ -35,7 +35,7 @@ std::optional<uint64_t> BeginPull(const grpc::ByteBuffer& bytes, PullMemory& pul
   if (!ParsePull(bytes, request)) return std::nullopt;
   const auto image = oci::Reference::Parse(request.image().image());
   if (!image.ok()) return std::nullopt;
-  auto credentials = TakeCredentials(*request.mutable_auth(), image->host);
+  auto credentials = TakeCredentials(*request.mutable_auth(), *image);
   if (!credentials.ok()) {
     log::warn("pull of {}: {}", image->text(), Describe(credentials.status()));
     return std::nullopt;

@@ -277,7 +277,7 @@ class CriImagesTest : public testing::Test {
 
   template <typename Response>
   absl::StatusOr<Response> Ask(const std::string& method,
-                               const google::protobuf::Message& request) {
+                               const google::protobuf::MessageLite& request) {
     Call call(folder_ / "down", "/runtime.v1.ImageService/" + method, request.SerializeAsString());
     const grpc::Status status = call.Finish();
     if (!status.ok()) return Internal("{}", status.error_message());
@@ -319,7 +319,7 @@ TEST_F(CriImagesTest, RemembersWhomContainerdPulledAs) {
   EXPECT_FALSE(Pull("wrong").ok());
   EXPECT_EQ(Found(), "nobody");
   const std::string right =
-      fmt::format("{}@{} {}", registry_->kUser, registry_->host(), registry_->kPassword);
+      fmt::format("{}@{}/acme/x {}", registry_->kUser, registry_->host(), registry_->kPassword);
   const absl::Status pulled = Pull(registry_->kPassword);
   ASSERT_TRUE(pulled.ok()) << pulled;
   EXPECT_EQ(Found(), right);

@@ -40,7 +40,7 @@ PullCredentials PullCredentials::Clone() const {
 }
 
 absl::StatusOr<std::optional<PullCredentials>> TakeCredentials(runtime::v1::AuthConfig& auth,
-                                                               const std::string& host) {
+                                                               const oci::Reference& image) {
   std::string* const secrets[] = {auth.mutable_password(), auth.mutable_auth(),
                                   auth.mutable_identity_token(), auth.mutable_registry_token()};
   const absl::Cleanup cleanse = [&secrets] {
@@ -53,8 +53,8 @@ absl::StatusOr<std::optional<PullCredentials>> TakeCredentials(runtime::v1::Auth
   }
   if (auth.username().size() > kMaxFieldBytes)
     return InvalidArgument("the user name of the pull is longer than {} bytes", kMaxFieldBytes);
-  if (!IsFor(auth.server_address(), host)) return std::nullopt;
-  PullCredentials credentials{.host = host};
+  if (!IsFor(auth.server_address(), image.host)) return std::nullopt;
+  PullCredentials credentials{.host = image.host + "/" + image.repository};
   if (!auth.username().empty()) {
     credentials.username = auth.username();
     credentials.password = Secret::CopyOf(auth.password());

@@ -17,7 +17,7 @@ namespace kapsule::snapshotter {
 
 // In one of three ways; what is not used is empty.
 struct PullCredentials {
-  std::string host;  // "docker.io", "registry.example:5000"
+  std::string host;  // and repository: "docker.io/library/x", "registry.example:5000/a"
   std::string username = {};
   Secret password = {};
   Secret identity_token = {};  // an OAuth2 refresh token
@@ -26,11 +26,11 @@ struct PullCredentials {
   PullCredentials Clone() const;
 };
 
-// What containerd makes of `auth` for an image of `host`; nullopt where that is
-// nobody, or meant for another host. The strings of `auth` are cleansed.
+// What containerd makes of `auth` for `image`; nullopt where that is nobody, or meant
+// for another host. The strings of `auth` are cleansed.
 //   InvalidArgument  not base64 of name:password, or longer than 16 KiB; quotes nothing
 absl::StatusOr<std::optional<PullCredentials>> TakeCredentials(runtime::v1::AuthConfig& auth,
-                                                               const std::string& host);
+                                                               const oci::Reference& image);
 
 // Thread-safe. Credentials of a pull that is under way are there at once, since
 // its layers are read meanwhile; a pull that succeeds ends all older ones of its

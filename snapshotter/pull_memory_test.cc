@@ -12,7 +12,7 @@ using ::testing::Not;
 oci::Reference Ref(const std::string& name) { return *oci::Reference::Parse(name); }
 
 PullCredentials Password(const std::string& password) {
-  return {.host = "r.test", .username = "u", .password = Secret::CopyOf(password)};
+  return {.host = "r.test/a", .username = "u", .password = Secret::CopyOf(password)};
 }
 
 class PullMemoryTest : public testing::Test {
@@ -85,7 +85,7 @@ TEST_F(PullMemoryTest, ForgetsTheOldestOfTooMany) {
 class TakeCredentialsTest : public testing::Test {
  protected:
   PullCredentials Take(const std::string& host = "r.test") {
-    auto taken = TakeCredentials(auth_, host);
+    auto taken = TakeCredentials(auth_, Ref(host + "/a/b:1"));
     EXPECT_TRUE(taken.ok()) << taken.status();
     EXPECT_TRUE(taken->has_value());
     return taken.ok() && taken->has_value() ? **std::move(taken) : PullCredentials{};
@@ -98,7 +98,7 @@ TEST_F(TakeCredentialsTest, APasswordComesBeforeATokenAndIsCleansed) {
   auth_.set_password("secret");
   auth_.set_identity_token("token");
   const PullCredentials taken = Take();
-  EXPECT_EQ(taken.host, "r.test");
+  EXPECT_EQ(taken.host, "r.test/a/b");
   EXPECT_EQ(taken.username, "u");
   EXPECT_EQ(taken.password.text(), "secret");
   EXPECT_TRUE(taken.identity_token.empty());
@@ -119,14 +119,14 @@ TEST_F(TakeCredentialsTest, ReadsEveryOtherForm) {
 }
 
 TEST_F(TakeCredentialsTest, NobodyIsNobody) {
-  EXPECT_EQ(TakeCredentials(auth_, "r.test")->has_value(), false);
+  EXPECT_EQ(TakeCredentials(auth_, Ref("r.test/a"))->has_value(), false);
 }
 
 TEST_F(TakeCredentialsTest, OfAnotherServerAreNotTaken) {
   const auto taken_for = [this](const std::string& server, const std::string& host) {
     auth_.set_username("u");
     auth_.set_server_address(server);
-    return TakeCredentials(auth_, host)->has_value();
+    return TakeCredentials(auth_, Ref(host + "/a"))->has_value();
   };
   EXPECT_TRUE(taken_for("r.test", "r.test"));
   EXPECT_TRUE(taken_for("https://r.test:5000/v2/", "r.test:5000"));
@@ -140,7 +140,7 @@ TEST_F(TakeCredentialsTest, ErrorsQuoteNothing) {
   for (const std::string& bad :
        {std::string("c2VjcmV0"), std::string("secret!"), std::string((16 << 10) + 1, 's')}) {
     auth_.set_auth(bad);
-    const auto taken = TakeCredentials(auth_, "r.test");
+    const auto taken = TakeCredentials(auth_, Ref("r.test/a"));
     EXPECT_TRUE(absl::IsInvalidArgument(taken.status()));
     EXPECT_THAT(Message(taken.status()), Not(HasSubstr("secret")));
     EXPECT_THAT(Message(taken.status()), Not(HasSubstr("c2Vj")));

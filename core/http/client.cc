@@ -39,9 +39,22 @@ absl::Status Redirect(const std::string& location, Request* request) {
   ASSIGN_OR_RETURN(std::string target, ResolveUrl(request->url, location));
   if (IsHttps(request->url) && !IsHttps(target))
     return InvalidArgument("a redirect from https to http is not followed");
-  if (!SameOrigin(request->url, target)) KeepPublicHeaders(&request->headers);
+  if (!SameOrigin(request->url, target)) {
+    // It may hold a token, as headers may.
+    if (!request->body.empty())
+      return InvalidArgument("a redirect to another host is not followed with a body");
+    KeepPublicHeaders(&request->headers);
+  }
   request->url = std::move(target);
   return absl::OkStatus();
+}
+
+// Whose authorities are believed, who are verified always, and to whom nothing is shown.
+Options ForOthers(Options options) {
+  options.client_certificate.clear();
+  options.client_key.clear();
+  if (!options.tls_origin.empty()) options.verify_tls = true;
+  return options;
 }
 
 absl::StatusOr<Response> RunOnce(const std::shared_ptr<HandlePool>& pool, const Options& options,
@@ -109,13 +122,22 @@ class CurlUpload final : public Upload {
 }  // namespace
 
 Client::Client(Options options)
-    : options_(std::move(options)), pool_(std::make_shared<HandlePool>()) {}
+    : options_(std::move(options)),
+      for_others_(ForOthers(options_)),
+      pool_(std::make_shared<HandlePool>()) {}
 
 Client::~Client() = default;
 
+const Options& Client::OptionsFor(const std::string& url, const std::string& first_url) const {
+  const std::string& origin = options_.tls_origin.empty() ? first_url : options_.tls_origin;
+  return SameOrigin(url, origin) ? options_ : for_others_;
+}
+
 absl::StatusOr<Response> Client::Run(Request request, const Intake& intake) const {
+  const std::string first_url = request.url;
   for (int hops = 0;; ++hops) {
-    absl::StatusOr<Response> response = RunOnce(pool_, options_, request, intake);
+    absl::StatusOr<Response> response =
+        RunOnce(pool_, OptionsFor(request.url, first_url), request, intake);
     if (!response.ok()) return WithUrl(response.status(), request);
     const std::optional<std::string> location = response->headers.Find("Location");
     if (!location || !IsRedirect(response->status, request.method)) return response;
@@ -137,7 +159,8 @@ absl::StatusOr<Response> Client::Download(const Request& request, const Sink& si
 
 absl::StatusOr<std::unique_ptr<Upload>> Client::StartUpload(const Request& request,
                                                             std::optional<uint64_t> size) const {
-  auto upload = std::make_unique<CurlUpload>(pool_, options_, request, size);
+  auto upload =
+      std::make_unique<CurlUpload>(pool_, OptionsFor(request.url, request.url), request, size);
   RETURN_IF_ERROR(upload->Start());
   return upload;
 }

@@ -22,6 +22,10 @@ struct Options {
   // PEM, shown to servers that ask for one; `client_key` is empty where the key
   // stands in the certificate's file. Read again for each connection.
   std::filesystem::path client_certificate, client_key;
+  // A url: others than its scheme, host and port are verified always, and are shown no
+  // client certificate. Empty: verify_tls holds for every server, and the certificate
+  // is for the first one of a request.
+  std::string tls_origin;
   // Offers HTTP/2 in the TLS handshake; never spoken without TLS.
   bool http2 = false;
   std::chrono::milliseconds connect_timeout{15'000};
@@ -81,7 +85,8 @@ class Upload {
 //   ResourceExhausted   headers or body larger than the limit
 //   InvalidArgument     url or header that cannot be sent, bad redirect
 // Messages name the url without its query; they never hold a header. A redirect to
-// another host takes along no header but Accept, Content-Type and Range.
+// another host takes along no header but Accept, Content-Type and Range, no client
+// certificate, and is not followed with a body.
 // Thread-safe; idle connections are kept for the next request.
 class Client {
  public:
@@ -101,8 +106,10 @@ class Client {
 
  private:
   absl::StatusOr<Response> Run(Request request, const struct Intake& intake) const;
+  const Options& OptionsFor(const std::string& url, const std::string& first_url) const;
 
   const Options options_;
+  const Options for_others_;  // than the server that `options_` speak of
   const std::shared_ptr<class HandlePool> pool_;
 };
 

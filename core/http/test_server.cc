@@ -165,6 +165,10 @@ void TestServer::Serve(int socket) {
     }
     bool sent = SendAll(socket, answer.bytes);
     while (sent && answer.then == Answer::kRepeat) sent = SendAll(socket, answer.bytes);
+    while (sent && answer.then == Answer::kTrickle) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      sent = SendAll(socket, std::string_view(answer.bytes).substr(answer.bytes.size() - 1));
+    }
     if (answer.then == Answer::kStall) {
       absl::MutexLock lock(&mu_);
       mu_.Await(absl::Condition(&ending_));

@@ -24,8 +24,9 @@ class TestServer {
     uint64_t body_size = 0;
   };
   struct Answer {
-    std::string bytes;                                          // status line, headers and body
-    enum Then { kNext, kClose, kStall, kRepeat } then = kNext;  // kRepeat: bytes for ever
+    std::string bytes;  // status line, headers and body
+    // kRepeat: bytes for ever; kTrickle: then their last one again every 20 ms
+    enum Then { kNext, kClose, kStall, kRepeat, kTrickle } then = kNext;
   };
   using Handler = std::function<Answer(const Request&)>;
 

@@ -112,12 +112,14 @@ TEST_F(BearerTest, AnIdentityTokenIsExchanged) {
   Authenticator authenticator(
       client, {},
       [] {
-        return std::optional(Credentials{"", "", "refresh"});
+        return TheseCredentials({{"", "", "refresh"}});
       },
       true);
   const http::Headers challenge{
       {"WWW-Authenticate", fmt::format("Bearer realm=\"{}/token\"", server_.origin())}};
-  EXPECT_EQ(authenticator.Answer(challenge, "repository:a:pull", "", {}).value(), "Bearer t1");
+  Authenticator::Tried tried;
+  EXPECT_EQ(authenticator.Answer(challenge, "repository:a:pull", "", {}, tried).value(),
+            "Bearer t1");
   EXPECT_EQ(server_.requests().at(0).headers.at("content-type"),
             "application/x-www-form-urlencoded");
   EXPECT_THAT(server_.requests().at(0).body, HasSubstr("grant_type=refresh_token"));
@@ -128,12 +130,13 @@ TEST_F(BearerTest, CredentialsAreNotSentToAServiceWithoutHttps) {
   Authenticator authenticator(
       client, {},
       [] {
-        return std::optional(Credentials{"publisher", "geheim", ""});
+        return TheseCredentials({{"publisher", "geheim", ""}});
       },
       false);
   const http::Headers challenge{
       {"WWW-Authenticate", fmt::format("Bearer realm=\"{}/token\"", server_.origin())}};
-  EXPECT_EQ(authenticator.Answer(challenge, "s", "", {}).status().code(),
+  Authenticator::Tried tried;
+  EXPECT_EQ(authenticator.Answer(challenge, "s", "", {}, tried).status().code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(server_.requests().empty());
 }

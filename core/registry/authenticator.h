@@ -7,25 +7,31 @@
 
 #include <atomic>
 #include <chrono>
-#include <functional>
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/http/client.h"
 #include "core/registry/challenge.h"
-#include "core/registry/credentials.h"
+#include "core/registry/credential_source.h"
 #include "core/registry/retry.h"
 
 namespace kapsule::registry {
 
-// Asked at each challenge and for each token, so that what somebody rotates is
-// found; never by a registry that is open to everybody.
-using CredentialSource = std::function<absl::StatusOr<std::optional<Credentials>>()>;
-
-// Thread-safe.
+// Credentials that the registry or its token service refuses (401, 403) are followed
+// by the next ones, and the last of them by nobody's. Thread-safe.
 class Authenticator {
  public:
+  // How far the answers for one request have come. Not thread-safe.
+  struct Tried {
+    NextCredentials next = nullptr;        // null: none was looked for yet
+    std::vector<Credentials> credentials;  // that were made use of
+    std::vector<std::string> refused;      // headers
+    bool anonymous = false;                // nobody's were tried: nothing is left
+    absl::Status failed;                   // why the first of them came to nothing
+  };
+
   // `plain_http`: a token service of plain http is accepted.
   Authenticator(const http::Client& client, RetryPolicy retry, CredentialSource source,
                 bool plain_http);
@@ -34,13 +40,17 @@ class Authenticator {
   // far as it is known; empty before the first challenge. A token that is about
   // to expire is renewed. `request` is the one that it is for: its deadline and
   // its stopped() hold for the token too.
-  absl::StatusOr<std::string> Known(const std::string& scope, const http::Request& request);
+  //   Unauthenticated, PermissionDenied  the token service refuses us
+  //   others                             of the token service, or of a place of credentials
+  absl::StatusOr<std::string> Known(const std::string& scope, const http::Request& request,
+                                    Tried& tried);
 
-  // The header that answers the challenges of a 401 for `request`, which was sent
-  // with `refused`; empty where we have nothing to answer with.
-  //   Unauthenticated  the token service refuses us
+  // The header to send after `refused`, by the challenges of a 401 for `request` or,
+  // where `headers` have none, by the last ones; empty where we have nothing more.
+  // Errors as of Known().
   absl::StatusOr<std::string> Answer(const http::Headers& headers, const std::string& scope,
-                                     const std::string& refused, const http::Request& request);
+                                     const std::string& refused, const http::Request& request,
+                                     Tried& tried);
 
   // How many challenges were answered.
   uint64_t answers() const { return answers_; }
@@ -51,7 +61,11 @@ class Authenticator {
     std::chrono::steady_clock::time_point renew;
   };
   absl::StatusOr<std::string> Respond(const Challenge& challenge, const std::string& scope,
-                                      const http::Request& request);
+                                      const http::Request& request, Tried& tried);
+  std::optional<Credentials> NextOf(Tried& tried) const;
+  absl::StatusOr<std::string> HeaderFor(const Challenge& challenge, const std::string& scope,
+                                        const std::optional<Credentials>& credentials,
+                                        const http::Request& request);
   absl::StatusOr<std::string> FetchToken(const Challenge& challenge, const std::string& scope,
                                          const std::optional<Credentials>& credentials,
                                          const http::Request& request);

@@ -63,6 +63,7 @@ absl::StatusOr<std::vector<ConnectedHost>> ConnectHosts(const std::vector<Host>&
   for (const Host& host : hosts) {
     if (!host.pull) continue;
     http::Options of_host = options;
+    of_host.tls_origin = host.url;
     ASSIGN_OR_RETURN(of_host.more_authorities, ReadAuthorities(host));
     of_host.verify_tls = options.verify_tls && !host.skip_verify;
     if (!host.client_certificates.empty()) {

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "core/oci/digest.h"
-#include "core/registry/credential_helper.h"
+#include "core/registry/credential_source.h"
 #include "core/registry/hosts.h"
 #include "core/registry/range_host.h"
 
@@ -58,9 +58,8 @@ struct ReadLimits {
   std::function<bool()> stopped = nullptr;
 };
 
-// Credentials for a host ("docker.io" for Docker Hub's); asked at challenges.
-using HostCredentialSource =
-    std::function<absl::StatusOr<std::optional<Credentials>>(const std::string& host)>;
+// Credentials for a host ("docker.io" for Docker Hub's), as of CredentialSource.
+using HostCredentialSource = std::function<NextCredentials(const std::string& host)>;
 
 // Thread-safe: any number of ranges may be read together.
 class BlobRanges {

@@ -123,6 +123,19 @@ TEST(RangeLieTest, ACodingNobodyAskedForIsDataLoss) {
   EXPECT_EQ(result.status.code(), absl::StatusCode::kDataLoss) << result.status;
 }
 
+TEST(RangeLieTest, ATrickleAndEndlessHeadersAreCutOff) {
+  const std::string head = "HTTP/1.1 206 Part\r\n";
+  const std::pair<Answer, absl::StatusCode> cases[] = {
+      {{head + "X-Slow: x", Answer::kTrickle}, absl::StatusCode::kDeadlineExceeded},
+      {{head + "Content-Range: bytes 10-19/100000\r\n\r\nx", Answer::kTrickle},
+       absl::StatusCode::kDataLoss},  // ten bytes come, and more
+      {{"HTTP/1.1 102 Processing\r\n\r\n", Answer::kRepeat}, absl::StatusCode::kResourceExhausted},
+      {{head + std::string(200'000, 'x') + ": y\r\n\r\n"}, absl::StatusCode::kResourceExhausted},
+  };
+  for (const auto& [answer, code] : cases)
+    EXPECT_EQ(ReadFrom(answer).status.code(), code) << answer.bytes.substr(0, 60);
+}
+
 TEST(RangeLieTest, OtherSuccessesAreDataLoss) {
   for (const int status : {201, 202, 203}) {
     EXPECT_EQ(ReadFrom(TestServer::Reply(status, std::string(10, 'x'))).status.code(),

@@ -64,6 +64,28 @@ TEST_F(RedirectTest, AnExpiredUrlIsAskedForOnceMore) {
   }
 }
 
+TEST_F(RedirectTest, AUrlThatExpiresInMidReadIsAskedForOnceMoreAndTheReadGoesOn) {
+  std::atomic<int> signature = 1;
+  TestServer store([&](const Request& request) {
+    if (request.target != fmt::format("/blob?sig={}", signature.load()))
+      return TestServer::Reply(403);
+    Answer answer = AnswerRange(request, Content());
+    if (signature == 2) return answer;
+    signature = 2;
+    answer.bytes.resize(answer.bytes.find("\r\n\r\n") + 4 + 5000);
+    answer.then = Answer::kClose;
+    return answer;
+  });
+  TestServer registry([&](const Request&) {
+    return TestServer::Reply(
+        307, "", fmt::format("Location: {}/blob?sig={}\r\n", store.origin(), signature.load()));
+  });
+  const auto ranges = OpenRanges(Content(), HostsOf({&registry}));
+  EXPECT_TRUE(ReadRange(*ranges, 100, 20'000).bytes == Content().substr(100, 20'000));
+  EXPECT_EQ(registry.requests().size(), 2u);
+  EXPECT_EQ(store.requests().back().headers.at("range"), "bytes=5100-20099");
+}
+
 TEST_F(RedirectTest, AStoreThatRefusesANewUrlIsAnError) {
   TestServer store([](const Request&) { return TestServer::Reply(403); });
   TestServer registry([&](const Request&) {
@@ -99,6 +121,17 @@ TEST_F(RedirectTest, MessagesShowNoSignature) {
   EXPECT_THAT(Message(result.status), Not(HasSubstr("geheim")));
 }
 
+TEST_F(RedirectTest, OnlyHttpIsFollowed) {
+  for (const std::string target :
+       {"file:///etc/passwd", "unix:///run/x.sock", "ftp://127.0.0.1/"}) {
+    TestServer registry(
+        [&](const Request&) { return TestServer::Reply(307, "", "Location: " + target + "\r\n"); });
+    const auto ranges = OpenRanges(Content(), HostsOf({&registry}));
+    EXPECT_EQ(ReadRange(*ranges, 7, 3).status.code(), absl::StatusCode::kInvalidArgument) << target;
+    EXPECT_EQ(registry.requests().size(), 1u);
+  }
+}
+
 TEST_F(RedirectTest, LoopsEnd) {
   TestServer loop([](const Request&) { return TestServer::Reply(307, "", "Location: /x\r\n"); });
   const auto ranges = OpenRanges(Content(), HostsOf({&loop}));
@@ -123,9 +156,15 @@ class RangeTokenTest : public ::testing::Test {
           401, "",
           fmt::format("WWW-Authenticate: Bearer realm=\"{}/token\"\r\n", server_.origin()));
     if (redirects_) return TestServer::Reply(307, "", "Location: " + store_.origin() + "/blob\r\n");
-    return AnswerRange(request, Content());
+    Answer answer = AnswerRange(request, Content());
+    if (!expires_.exchange(false)) return answer;
+    ++valid_;
+    answer.bytes.resize(answer.bytes.find("\r\n\r\n") + 4 + 5000);
+    answer.then = Answer::kClose;
+    return answer;
   }
 
+  std::atomic<bool> expires_ = false;  // the token, in the middle of the next answer
   std::atomic<int> tokens_ = 0, valid_ = 1;
   std::atomic<bool> wants_password_ = false, redirects_ = false;
   TestServer store_{[](const Request& r) { return AnswerRange(r, Content()); }};
@@ -142,6 +181,15 @@ TEST_F(RangeTokenTest, ATokenIsFetchedOnceAndRenewedInUse) {
   EXPECT_EQ(ranges->challenges(), 2u);
 }
 
+TEST_F(RangeTokenTest, OneThatExpiresInMidReadIsRenewedOnceAndTheReadGoesOn) {
+  const auto ranges = OpenRanges(Content(), HostsOf({&server_}));
+  ASSERT_TRUE(ReadRange(*ranges, 7, 3).status.ok());
+  expires_ = true;
+  EXPECT_TRUE(ReadRange(*ranges, 100, 20'000).bytes == Content().substr(100, 20'000));
+  EXPECT_EQ(tokens_, 2);
+  EXPECT_EQ(server_.requests().back().headers.at("range"), "bytes=5100-20099");
+}
+
 TEST_F(RangeTokenTest, AStoreSeesNoToken) {
   redirects_ = true;
   const auto ranges = OpenRanges(Content(), HostsOf({&server_}));
@@ -154,12 +202,10 @@ TEST_F(RangeTokenTest, AStoreSeesNoToken) {
 TEST_F(RangeTokenTest, EachHostIsGivenItsOwnCredentials) {
   wants_password_ = true;
   std::vector<std::string> asked;
-  const auto ranges =
-      OpenRanges(Content(), HostsOf({&server_}),
-                 [&](const std::string& host) -> absl::StatusOr<std::optional<Credentials>> {
-                   asked.push_back(host);
-                   return Credentials{"user", "geheim", ""};
-                 });
+  const auto ranges = OpenRanges(Content(), HostsOf({&server_}), [&](const std::string& host) {
+    asked.push_back(host);
+    return TheseCredentials({{"user", "geheim", ""}});
+  });
   EXPECT_TRUE(ReadRange(*ranges, 7, 3).status.ok());
   EXPECT_THAT(asked, ::testing::ElementsAre(HostsOf({&server_})[0].name));
 }
@@ -173,14 +219,13 @@ TEST_F(RangeTokenTest, ARefusedPasswordIsPermissionDenied) {
 }
 
 TEST_F(RangeTokenTest, ARegistryTokenIsSentAsItIs) {
-  const auto ranges =
-      OpenRanges(Content(), HostsOf({&server_}),
-                 [](const std::string&) -> absl::StatusOr<std::optional<Credentials>> {
-                   return Credentials{"", "", "", "t1"};
-                 });
+  const auto ranges = OpenRanges(Content(), HostsOf({&server_}), [](const std::string&) {
+    return TheseCredentials({{"", "", "", "t1"}});
+  });
   EXPECT_TRUE(ReadRange(*ranges, 7, 3).status.ok());
   EXPECT_EQ(tokens_, 0);
   valid_ = 2;
+  wants_password_ = true;
   EXPECT_EQ(ReadRange(*ranges, 7, 3).status.code(), absl::StatusCode::kPermissionDenied);
 }
 

@@ -17,6 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using Access = TestRegistry::Access;
 
 class RealRegistryTest : public ::testing::Test {
@@ -110,6 +111,34 @@ TEST_F(RealRegistryTest, APasswordIsTakenFromTheChain) {
   EXPECT_EQ(ReadRange(*OpenBlob(), 0, 1).status.code(), absl::StatusCode::kPermissionDenied);
 }
 
+TEST_F(RealRegistryTest, WhatIsToldAndRefusedHidesNoFile) {
+  StartRegistry(Access::kPassword);
+  Options options = Plain();
+  options.username = TestRegistry::kUser;
+  options.password = TestRegistry::kPassword;
+  Push(options);
+  CredentialChain chain;
+  chain.told = {{registry_->host() + "/acme/tiny", {"publisher", "of another time", ""}}};
+  chain.docker_configs = {folder_ / "config.json"};
+  std::ofstream(folder_ / "config.json")
+      << R"({"auths":{")" << registry_->host() << R"(":{"username":")" << TestRegistry::kUser
+      << R"(","password":")" << TestRegistry::kPassword << R"("}}})";
+  ExpectTruth(*OpenBlob(chain));
+}
+
+TEST_F(RealRegistryTest, WhatIsToldForAnotherRepositoryIsNotUsed) {
+  StartRegistry(Access::kPassword);
+  Options options = Plain();
+  options.username = TestRegistry::kUser;
+  options.password = TestRegistry::kPassword;
+  Push(options);
+  CredentialChain chain;
+  for (const std::string other : {"acme", "acme/tin", "acme/tiny/x", "other/tiny"})
+    chain.told.push_back(
+        {registry_->host() + "/" + other, {TestRegistry::kUser, TestRegistry::kPassword, ""}});
+  EXPECT_EQ(ReadRange(*OpenBlob(chain), 0, 1).status.code(), absl::StatusCode::kPermissionDenied);
+}
+
 TEST_F(RealRegistryTest, ARotatedPasswordFileIsReadAgain) {
   StartRegistry(Access::kPassword);
   Options options = Plain();
@@ -176,6 +205,36 @@ TEST_F(RealTlsTest, AuthorityAndClientCertificateComeFromHostsToml) {
   WriteHosts("ca = \"../../ca.crt\"\nclient = [[\"../../client.crt\", \"../../client.key\"]]\n");
   ExpectTruth(*OpenBlob());
   EXPECT_THAT(Log(), HasSubstr("HTTP/2.0"));
+}
+
+// A registry of plain http with everything in its hosts.toml sends its clients to this
+// one, for a token or for the blob: there only what the system says counts.
+TEST_F(RealTlsTest, AnotherHostsSkipVerifyAndCertificateHoldNotHere) {
+  const std::string here = "https://" + registry_->host();
+  http::TestServer other([&](const http::TestServer::Request& request) {
+    if (request.target.find("token") != std::string::npos)
+      return http::TestServer::Reply(401, "",
+                                     "WWW-Authenticate: Bearer realm=\"" + here + "/v2/\"\r\n");
+    return http::TestServer::Reply(307, "", "Location: " + here + "/v2/\r\n");
+  });
+  for (const bool with_authority : {false, true}) {
+    std::vector<Host> hosts = HostsOf({&other});
+    if (with_authority) hosts[0].authorities = {folder_ / "ca.crt"};
+    hosts[0].client_certificates = {{folder_ / "client.crt", folder_ / "client.key"}};
+    hosts[0].skip_verify = true;
+    for (const std::string repository : {"acme/token", "acme/redirect"}) {
+      const auto ranges = BlobRanges::Open({hosts[0].name, repository, oci::Digest(), 10},
+                                           ConnectHosts(hosts, RangeConnections()).value(),
+                                           NoCredentials, {.max_rounds = 1})
+                              .value();
+      const ReadResult result = ReadRange(*ranges, 0, 1);
+      EXPECT_FALSE(result.status.ok()) << repository;
+      if (with_authority)  // but no certificate of ours is shown, which the registry asks for
+        EXPECT_THAT(Message(result.status), Not(HasSubstr("SSL certificate problem")));
+      else
+        EXPECT_THAT(Message(result.status), HasSubstr("SSL certificate problem")) << repository;
+    }
+  }
 }
 
 TEST_F(RealTlsTest, CertificateAndKeyMayStandInOneFile) {

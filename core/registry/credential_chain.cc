@@ -1,47 +1,56 @@
 #include "core/registry/credential_chain.h"
 
-#include <functional>
-
 #include "core/registry/credentials.h"
+#include "core/registry/image_place.h"
 #include "core/registry/pull_secrets.h"
 
 namespace kapsule::registry {
 namespace {
 
-// "https://index.docker.io/v1/" as "docker.io": CRI hands on what people wrote.
-std::string HostName(std::string text) {
-  for (const std::string_view scheme : {"https://", "http://"}) {
-    if (text.starts_with(scheme)) text = text.substr(scheme.size());
+std::vector<Credentials> Told(const std::vector<ToldCredentials>& told, const std::string& host,
+                              const std::string& repository) {
+  std::vector<Credentials> of_repository, of_host;
+  for (const ToldCredentials& entry : told) {
+    const ImagePlace place = ParseImagePlace(entry.image);
+    if (place.host != host) continue;
+    if (place.path == repository) of_repository.push_back(entry.credentials);
+    if (place.path.empty()) of_host.push_back(entry.credentials);
   }
-  text = text.substr(0, text.find('/'));
-  return text == "index.docker.io" || text == "registry-1.docker.io" ? "docker.io" : text;
+  of_repository.insert(of_repository.end(), of_host.begin(), of_host.end());
+  return of_repository;
+}
+
+NextCredentials EachPlugin(const std::shared_ptr<ProviderPlugins>& plugins,
+                           const std::string& image) {
+  if (plugins == nullptr) return TheseCredentials({});
+  return
+      [plugins, image, next = size_t{0}]() mutable -> absl::StatusOr<std::optional<Credentials>> {
+        while (next < plugins->size()) {
+          absl::StatusOr<std::optional<Credentials>> found = plugins->FindOf(next++, image);
+          if (!found.ok() || found->has_value()) return found;
+        }
+        return std::nullopt;
+      };
 }
 
 }  // namespace
 
-absl::StatusOr<std::optional<Credentials>> FindCredentials(const CredentialChain& chain,
-                                                           const std::string& host,
-                                                           const std::string& repository) {
-  using Found = absl::StatusOr<std::optional<Credentials>>;
-  for (const HostCredentials& told : chain.told) {
-    if (HostName(told.host) == host) return told.credentials;
-  }
-  const std::function<Found()> places[] = {
-      [&]() -> Found {
-        if (chain.plugins == nullptr) return std::nullopt;
-        return chain.plugins->Find(host + "/" + repository);
-      },
-      [&] { return FindPullSecret(chain.pull_secrets, host, repository); },
-      [&] { return FindDockerCredentials(chain.docker_configs, host); },
+NextCredentials FindCredentials(const CredentialChain& chain, const std::string& host,
+                                const std::string& repository) {
+  std::vector<NextCredentials> rows = {
+      TheseCredentials(Told(chain.told, host, repository)),
+      EachPlugin(chain.plugins, host + "/" + repository),
+      EachPullSecret(chain.pull_secrets, host, repository),
+      EachDockerCredentials(chain.docker_configs, host, repository),
   };
-  absl::Status failed;
-  for (const auto& place : places) {
-    Found found = place();
-    if (found.ok() && found->has_value()) return found;
-    if (!found.ok() && failed.ok()) failed = found.status();
-  }
-  RETURN_IF_ERROR(failed);
-  return std::nullopt;
+  return [rows = std::move(rows),
+          row = size_t{0}]() mutable -> absl::StatusOr<std::optional<Credentials>> {
+    for (; row < rows.size(); ++row) {
+      absl::StatusOr<std::optional<Credentials>> found = rows[row]();
+      if (!found.ok() || found->has_value()) return found;
+    }
+    return std::nullopt;
+  };
 }
 
 }  // namespace kapsule::registry

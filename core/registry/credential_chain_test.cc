@@ -11,7 +11,9 @@ namespace kapsule::registry {
 namespace {
 
 namespace fs = std::filesystem;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using ::testing::Not;
 
 using PullSecretsTest = CredentialFilesTest;
@@ -89,37 +91,86 @@ TEST(MatchesImageTest, ComparesParts) {
   EXPECT_FALSE(MatchesImage("", "h.io/a"));
 }
 
-class CredentialChainTest : public ProviderPluginsTest {};
+class CredentialChainTest : public ProviderPluginsTest {
+ protected:
+  // The users, or errors, that come one after the other.
+  static std::vector<std::string> Users(const CredentialChain& chain, const std::string& host,
+                                        const std::string& repository) {
+    std::vector<std::string> users;
+    NextCredentials next = FindCredentials(chain, host, repository);
+    for (std::string user = User(next()); user != "none" && users.size() < 20; user = User(next()))
+      users.push_back(user);
+    return users;
+  }
+};
 
-TEST_F(CredentialChainTest, ItsOrderIsToldPluginsSecretsDocker) {
+TEST_F(CredentialChainTest, ItsOrderIsToldPluginsSecretsDockerAndNoneHidesAnother) {
   Plugin("p", "Image", kAuth);
+  Plugin("q", "Image", R"({"h.io":{"username":"other","password":"geheim"}})");
   CredentialChain chain;
   chain.docker_configs = {Write("docker.json", Auths("h.io", "docker"))};
-  EXPECT_EQ(User(FindCredentials(chain, "h.io", "a")), "docker");
-  chain.pull_secrets = {Write("secret.json", Auths("h.io", "secret"))};
-  EXPECT_EQ(User(FindCredentials(chain, "h.io", "a")), "secret");
+  EXPECT_THAT(Users(chain, "h.io", "a"), ElementsAre("docker"));
+  chain.pull_secrets = {Write("s/1.json", Auths("h.io", "s1")).parent_path(),
+                        Write("secret.json", Auths("h.io", "s3"))};
+  Write("s/2.json", Auths("h.io", "s2"));
+  chain.plugins = Load({"p", "q"});
+  chain.told = {{"h.io/a", {"told", "geheim", ""}}};
+  EXPECT_THAT(Users(chain, "h.io", "a"),
+              ElementsAre("told", "AWS", "other", "s1", "s2", "s3", "docker"));
+  EXPECT_THAT(Users(chain, "other.io", "a"), IsEmpty());
+}
+
+TEST_F(CredentialChainTest, NoPluginRunsBeforeItsTurn) {
+  Plugin("p", "Image", kAuth);
+  CredentialChain chain;
   chain.plugins = Load({"p"});
-  EXPECT_EQ(User(FindCredentials(chain, "h.io", "a")), "AWS");
-  chain.told = {{"h.io", {"told", "geheim", ""}}};
-  EXPECT_EQ(User(FindCredentials(chain, "h.io", "a")), "told");
-  EXPECT_EQ(User(FindCredentials(chain, "other.io", "a")), "none");
+  chain.told = {{"h.io/a", {"told", "geheim", ""}}};
+  NextCredentials next = FindCredentials(chain, "h.io", "a");
+  EXPECT_EQ(User(next()), "told");
+  EXPECT_EQ(Runs(), 0);
+  EXPECT_EQ(User(next()), "AWS");
+  EXPECT_EQ(Runs(), 1);
+}
+
+TEST_F(CredentialChainTest, WhatIsToldForARepositoryIsForNoOther) {
+  CredentialChain chain;
+  chain.told = {{"h.io", {"host", "geheim", ""}},
+                {"h.io/team/app", {"app", "geheim", ""}},
+                {"h.io/team", {"team", "geheim", ""}}};
+  EXPECT_THAT(Users(chain, "h.io", "team/app"), ElementsAre("app", "host"));
+  EXPECT_THAT(Users(chain, "h.io", "team"), ElementsAre("team", "host"));
+  chain.told.erase(chain.told.begin());
+  for (const std::string other : {"team/app/x", "team/application", "team/ap", "tea", "x/team/app"})
+    EXPECT_THAT(Users(chain, "h.io", other), IsEmpty()) << other;
+  EXPECT_THAT(Users(chain, "mirror.io", "team/app"), IsEmpty());
 }
 
 TEST_F(CredentialChainTest, WhatIsToldMayBeWrittenAsPeopleWriteIt) {
   CredentialChain chain;
   chain.told = {{"https://index.docker.io/v1/", {"hub", "geheim", ""}},
                 {"http://h.io:5000/", {"told", "geheim", ""}}};
-  EXPECT_EQ(User(FindCredentials(chain, "docker.io", "a")), "hub");
-  EXPECT_EQ(User(FindCredentials(chain, "h.io:5000", "a")), "told");
-  EXPECT_EQ(User(FindCredentials(chain, "h.io", "a")), "none");
+  EXPECT_THAT(Users(chain, "docker.io", "a"), ElementsAre("hub"));
+  EXPECT_THAT(Users(chain, "h.io:5000", "a"), ElementsAre("told"));
+  EXPECT_THAT(Users(chain, "h.io", "a"), IsEmpty());
 }
 
-TEST_F(CredentialChainTest, AFailureCountsOnlyWhereNothingElseIsFound) {
+TEST_F(CredentialChainTest, AFailureHidesNothing) {
   CredentialChain chain;
-  chain.pull_secrets = {Write("broken.json", "{")};
-  EXPECT_THAT(User(FindCredentials(chain, "h.io", "a")), HasSubstr("broken.json"));
+  chain.pull_secrets = {Write("broken.json", "{"), Write("good.json", Auths("h.io", "secret"))};
   chain.docker_configs = {Write("docker.json", Auths("h.io", "docker"))};
-  EXPECT_EQ(User(FindCredentials(chain, "h.io", "a")), "docker");
+  EXPECT_THAT(Users(chain, "h.io", "a"), ElementsAre(HasSubstr("broken.json"), "secret", "docker"));
+}
+
+TEST_F(CredentialChainTest, ADockerFileMayHoldSeveralPartsOfARegistry) {
+  const fs::path file = Write("config.json", R"({"auths":{
+    "h.io/team/app": {"username":"app","password":"p"},
+    "h.io/team": {"username":"team","password":"p"},
+    "other.io/team": {"username":"other","password":"p"}}})");
+  EXPECT_EQ(User(FindDockerCredentials({file}, "h.io", "team/app")), "app");
+  EXPECT_EQ(User(FindDockerCredentials({file}, "h.io", "team/app/x")), "app");
+  EXPECT_EQ(User(FindDockerCredentials({file}, "h.io", "team/apple")), "team");
+  EXPECT_EQ(User(FindDockerCredentials({file}, "h.io", "teams")), "none");
+  EXPECT_EQ(User(FindDockerCredentials({file}, "h.io")), "none");
 }
 
 TEST_F(CredentialChainTest, DockersFilesMayBeOfOneHost) {

@@ -14,6 +14,8 @@ struct Credentials {
   std::string identity_token;  // an OAuth2 refresh token, in place of the others
   // Sent to the registry as it is, in place of a token of its token service.
   std::string registry_token = "";
+
+  bool operator==(const Credentials&) const = default;
 };
 
 // Runs "docker-credential-<helper> get" for `server`; it gets at most `timeout`.

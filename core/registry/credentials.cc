@@ -5,6 +5,7 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/registry/docker_auth.h"
+#include "core/registry/image_place.h"
 
 namespace kapsule::registry {
 namespace fs = std::filesystem;
@@ -19,25 +20,25 @@ std::string ServerName(const std::string& host) {
   return host == "docker.io" ? kDockerHubServer : host;
 }
 
-// "https://host/v1/" and "host" are the same key of "auths".
-std::string HostOfKey(const std::string& key) {
-  std::string host = key;
-  for (const std::string_view scheme : {"https://", "http://"}) {
-    if (host.starts_with(scheme)) host = host.substr(scheme.size());
-  }
-  return host.substr(0, host.find('/'));
+// Whether a key of "auths" is for `repository` of `host`.
+bool Fits(const ImagePlace& key, const std::string& host, const std::string& repository) {
+  return key.host == host && (key.path.empty() || (repository + "/").starts_with(key.path + "/"));
 }
 
-const Json* FindAuth(const Json& config, const std::string& host) {
+// Of several that fit the longest; its exact name before others like it.
+const Json* FindAuth(const Json& config, const std::string& host, const std::string& repository) {
   const Json* auths = FindMember(config, "auths");
-  if (auths == nullptr) return nullptr;
-  const std::string server = ServerName(host);
-  if (const Json* exact = FindMember(*auths, server)) return exact;
-  if (!auths->is_object()) return nullptr;
+  if (auths == nullptr || !auths->is_object()) return nullptr;
+  const Json* best = FindMember(*auths, ServerName(host));
+  size_t best_size = 0;
   for (const auto& [key, value] : auths->items()) {
-    if (HostOfKey(key) == HostOfKey(server)) return &value;
+    const ImagePlace place = ParseImagePlace(key);
+    if (!Fits(place, host, repository)) continue;
+    if (best != nullptr && place.path.size() <= best_size) continue;
+    best = &value;
+    best_size = place.path.size();
   }
-  return nullptr;
+  return best;
 }
 
 // Empty where no helper is responsible.
@@ -50,8 +51,8 @@ absl::StatusOr<std::string> FindHelper(const Json& config, const std::string& ho
   return store.value_or("");
 }
 
-absl::StatusOr<std::optional<Credentials>> FindInFile(const fs::path& file,
-                                                      const std::string& host) {
+absl::StatusOr<std::optional<Credentials>> FindInFile(const fs::path& file, const std::string& host,
+                                                      const std::string& repository) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(file, kMaxConfigBytes));
   ASSIGN_OR_RETURN(const Json config, ParseJson(text, kMaxConfigBytes));
   ASSIGN_OR_RETURN(const std::string helper, FindHelper(config, host));
@@ -61,7 +62,7 @@ absl::StatusOr<std::optional<Credentials>> FindInFile(const fs::path& file,
     if (credentials.ok()) return *std::move(credentials);
     if (!absl::IsNotFound(credentials.status())) return credentials.status();
   }
-  const Json* auth = FindAuth(config, host);
+  const Json* auth = FindAuth(config, host, repository);
   if (auth == nullptr) return std::nullopt;
   return ParseDockerAuth(*auth);
 }
@@ -100,16 +101,26 @@ std::vector<fs::path> DockerConfigFiles() {
   return files;
 }
 
+NextCredentials EachDockerCredentials(const std::vector<fs::path>& paths, const std::string& host,
+                                      const std::string& repository) {
+  return [files = ConfigFiles(paths, host), next = size_t{0}, host,
+          repository]() mutable -> absl::StatusOr<std::optional<Credentials>> {
+    while (next < files.size()) {
+      const fs::path& file = files[next++];
+      absl::StatusOr<std::optional<Credentials>> found = FindInFile(file, host, repository);
+      std::error_code error;
+      if (!found.ok() && !fs::exists(file, error)) continue;
+      if (!found.ok()) return Annotate(found.status(), "credentials in " + file.string());
+      if (found->has_value()) return found;
+    }
+    return std::nullopt;
+  };
+}
+
 absl::StatusOr<std::optional<Credentials>> FindDockerCredentials(const std::vector<fs::path>& paths,
-                                                                 const std::string& host) {
-  for (const fs::path& file : ConfigFiles(paths, host)) {
-    absl::StatusOr<std::optional<Credentials>> found = FindInFile(file, host);
-    std::error_code error;
-    if (!found.ok() && !fs::exists(file, error)) continue;
-    if (!found.ok()) return Annotate(found.status(), "credentials in " + file.string());
-    if (found->has_value()) return found;
-  }
-  return std::nullopt;
+                                                                 const std::string& host,
+                                                                 const std::string& repository) {
+  return EachDockerCredentials(paths, host, repository)();
 }
 
 }  // namespace kapsule::registry

@@ -23,9 +23,9 @@ struct Host {
   bool pull = true, resolve = true, push = true;
   std::vector<std::filesystem::path> authorities;      // PEM, beside the system's
   std::vector<ClientCertificate> client_certificates;  // the first one is shown
-  bool skip_verify = false;
-  std::chrono::milliseconds connect_timeout{0};  // 0: not said
-  http::Headers headers;                         // sent to this host only
+  bool skip_verify = false;                            // this and the former: of `url` only
+  std::chrono::milliseconds connect_timeout{0};        // 0: not said
+  http::Headers headers;                               // sent to this host only
 };
 
 // The folders that may speak of `host` ("docker.io", "127.0.0.1:5000"), the most

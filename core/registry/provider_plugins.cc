@@ -36,15 +36,22 @@ absl::StatusOr<std::unique_ptr<ProviderPlugins>> ProviderPlugins::Load(Options o
 
 absl::StatusOr<std::optional<Credentials>> ProviderPlugins::Find(const std::string& image) {
   absl::Status failed;
-  for (size_t i = 0; i < providers_.size(); ++i) {
-    if (!IsResponsible(providers_[i], image)) continue;
-    absl::StatusOr<std::optional<Credentials>> found = Ask(i, image);
+  for (size_t i = 0; i < size(); ++i) {
+    absl::StatusOr<std::optional<Credentials>> found = FindOf(i, image);
     if (found.ok() && found->has_value()) return found;
-    if (!found.ok() && failed.ok())
-      failed = Annotate(found.status(), "credential provider " + providers_[i].name);
+    if (!found.ok() && failed.ok()) failed = found.status();
   }
   RETURN_IF_ERROR(failed);
   return std::nullopt;
+}
+
+absl::StatusOr<std::optional<Credentials>> ProviderPlugins::FindOf(size_t plugin,
+                                                                   const std::string& image) {
+  if (!IsResponsible(providers_[plugin], image)) return std::nullopt;
+  absl::StatusOr<std::optional<Credentials>> found = Ask(plugin, image);
+  if (!found.ok())
+    return Annotate(found.status(), "credential provider " + providers_[plugin].name);
+  return found;
 }
 
 absl::StatusOr<std::optional<Credentials>> ProviderPlugins::Ask(size_t provider,

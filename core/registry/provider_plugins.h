@@ -35,6 +35,9 @@ class ProviderPlugins {
   // ("host/repository") and has some; nullopt where none has. Errors, where no
   // plugin has some and one failed, name it and hold nothing of its answer.
   absl::StatusOr<std::optional<Credentials>> Find(const std::string& image);
+  // Those of one plugin, from 0 to size() - 1; nullopt where it is not responsible.
+  absl::StatusOr<std::optional<Credentials>> FindOf(size_t plugin, const std::string& image);
+  size_t size() const { return providers_.size(); }
 
  private:
   using Clock = std::chrono::steady_clock;

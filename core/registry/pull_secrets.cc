@@ -66,21 +66,32 @@ absl::StatusOr<std::optional<Credentials>> FindInSecret(const fs::path& file,
 
 }  // namespace
 
-absl::StatusOr<std::optional<Credentials>> FindPullSecret(const std::vector<fs::path>& paths,
-                                                          const std::string& host,
-                                                          const std::string& repository) {
-  for (const fs::path& path : paths) {
-    ASSIGN_OR_RETURN(const std::vector<fs::path> files, SecretFiles(path));
-    for (const fs::path& file : files) {
-      absl::StatusOr<std::optional<Credentials>> found =
-          FindInSecret(file, host + "/" + repository);
+NextCredentials EachPullSecret(const std::vector<fs::path>& paths, const std::string& host,
+                               const std::string& repository) {
+  return [paths, image = host + "/" + repository, next_path = size_t{0}, next_file = size_t{0},
+          files = std::vector<fs::path>()]() mutable -> absl::StatusOr<std::optional<Credentials>> {
+    for (;;) {
+      if (next_file == files.size()) {
+        if (next_path == paths.size()) return std::nullopt;
+        files.clear();
+        next_file = 0;
+        ASSIGN_OR_RETURN(files, SecretFiles(paths[next_path++]));
+        continue;
+      }
+      const fs::path& file = files[next_file++];
+      absl::StatusOr<std::optional<Credentials>> found = FindInSecret(file, image);
       // A secret may be replaced while we look.
       if (absl::IsNotFound(found.status())) continue;
       if (!found.ok()) return Annotate(found.status(), "pull secret " + file.string());
       if (found->has_value()) return found;
     }
-  }
-  return std::nullopt;
+  };
+}
+
+absl::StatusOr<std::optional<Credentials>> FindPullSecret(const std::vector<fs::path>& paths,
+                                                          const std::string& host,
+                                                          const std::string& repository) {
+  return EachPullSecret(paths, host, repository)();
 }
 
 }  // namespace kapsule::registry

@@ -40,7 +40,7 @@ Repository::Repository(oci::Reference reference, const Options& options)
     : reference_(std::move(reference)),
       pull_scope_(Scope("pull")),
       push_scope_(Scope("pull,push")),
-      transport_(reference_.host, options) {}
+      transport_(reference_.host, reference_.repository, options) {}
 
 std::string Repository::Path(const std::string& rest) const {
   return transport_.Url("/v2/" + reference_.repository + "/" + rest);

@@ -41,9 +41,7 @@ inline std::vector<Host> HostsOf(const std::vector<const http::TestServer*>& ser
   return hosts;
 }
 
-inline absl::StatusOr<std::optional<Credentials>> NoCredentials(const std::string&) {
-  return std::nullopt;
-}
+inline NextCredentials NoCredentials(const std::string&) { return TheseCredentials({}); }
 
 // BlobRanges of `content` at `hosts`, in haste.
 inline std::unique_ptr<BlobRanges> OpenRanges(

@@ -1,6 +1,7 @@
 #include "core/registry/transport.h"
 
 #include "core/http/url.h"
+#include "core/registry/credentials.h"
 
 namespace kapsule::registry {
 namespace {
@@ -12,17 +13,20 @@ std::string Origin(const std::string& host, bool insecure) {
   return (insecure ? "http://" : "https://") + host;
 }
 
-CredentialSource SourceOf(const std::string& host, const Options& options) {
+CredentialSource SourceOf(const std::string& host, const std::string& repository,
+                          const Options& options) {
   if (!options.username.empty())
     return [credentials = Credentials{options.username, options.password, ""}] {
-      return absl::StatusOr<std::optional<Credentials>>(credentials);
+      return TheseCredentials({credentials});
     };
-  return [host] { return FindDockerCredentials(DockerConfigFiles(), host); };
+  return
+      [host, repository] { return EachDockerCredentials(DockerConfigFiles(), host, repository); };
 }
 
-Endpoint EndpointOf(const std::string& host, const Options& options) {
+Endpoint EndpointOf(const std::string& host, const std::string& repository,
+                    const Options& options) {
   return {Origin(host, options.insecure),
-          SourceOf(host, options),
+          SourceOf(host, repository, options),
           {},
           options.retry,
           std::make_shared<const http::Client>(options.http)};
@@ -37,8 +41,8 @@ void Authorize(const std::string& header, http::Request* request) {
 
 }  // namespace
 
-Transport::Transport(const std::string& host, const Options& options)
-    : Transport(EndpointOf(host, options)) {}
+Transport::Transport(const std::string& host, const std::string& repository, const Options& options)
+    : Transport(EndpointOf(host, repository, options)) {}
 
 Transport::Transport(Endpoint endpoint)
     : endpoint_(std::move(endpoint)),
@@ -60,17 +64,28 @@ absl::StatusOr<http::Response> Transport::Authorized(const http::Request& reques
   if (!http::SameOrigin(request.url, endpoint_.root)) return run(request);
   http::Request authorized = request;
   for (const auto& [name, value] : endpoint_.headers) authorized.headers.Add(name, value);
-  ASSIGN_OR_RETURN(const std::string known, authenticator_.Known(scope, request));
-  Authorize(known, &authorized);
+  Authenticator::Tried tried;
+  ASSIGN_OR_RETURN(std::string header, authenticator_.Known(scope, request, tried));
+  Authorize(header, &authorized);
   absl::StatusOr<http::Response> response = run(authorized);
-  // After a redirect it is not the registry that asks.
-  if (!response.ok() || response->status != 401 || !http::SameOrigin(response->url, endpoint_.root))
-    return response;
-  ASSIGN_OR_RETURN(const std::string answer,
-                   authenticator_.Answer(response->headers, scope, known, request));
-  if (answer.empty() || answer == known) return response;
-  Authorize(answer, &authorized);
-  return run(authorized);
+  std::optional<http::Response> refusal;  // of somebody, which says more than nobody's
+  while (IsRefusal(response, header)) {
+    if (!header.empty() && !tried.anonymous) refusal = *response;
+    ASSIGN_OR_RETURN(header,
+                     authenticator_.Answer(response->headers, scope, header, request, tried));
+    if (header.empty()) return refusal ? *std::move(refusal) : response;
+    Authorize(header, &authorized);
+    response = run(authorized);
+  }
+  return response;
+}
+
+// Of who we are, by the registry: after a redirect it is not the registry that asks.
+bool Transport::IsRefusal(const absl::StatusOr<http::Response>& response,
+                          const std::string& header) const {
+  return response.ok() &&
+         (response->status == 401 || (response->status == 403 && !header.empty())) &&
+         http::SameOrigin(response->url, endpoint_.root);
 }
 
 absl::StatusOr<http::Response> Transport::Send(const http::Request& request,
@@ -111,7 +126,8 @@ absl::StatusOr<std::unique_ptr<http::Upload>> Transport::StartUpload(
     http::Request request, const std::string& scope) const {
   if (http::SameOrigin(request.url, endpoint_.root)) {
     for (const auto& [name, value] : endpoint_.headers) request.headers.Add(name, value);
-    ASSIGN_OR_RETURN(const std::string known, authenticator_.Known(scope, request));
+    Authenticator::Tried tried;
+    ASSIGN_OR_RETURN(const std::string known, authenticator_.Known(scope, request, tried));
     Authorize(known, &request);
   }
   return endpoint_.client->StartUpload(request, std::nullopt);

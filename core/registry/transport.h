@@ -32,7 +32,8 @@ enum class Repeat { kYes, kNo };
 // Thread-safe.
 class Transport {
  public:
-  Transport(const std::string& host, const Options& options);
+  // For `repository` of `host`; empty: for what is of no repository.
+  Transport(const std::string& host, const std::string& repository, const Options& options);
   // A token service of plain http is accepted where `endpoint` is of plain http.
   explicit Transport(Endpoint endpoint);
 
@@ -42,7 +43,8 @@ class Transport {
   // leaves https.
   absl::StatusOr<std::string> Location(const http::Response& response) const;
 
-  // Adds Authorization where the url is the registry's; a 401 is answered once.
+  // Adds Authorization where the url is the registry's; a 401, and a 403 in spite of
+  // credentials, is answered with the next credentials until there are no more.
   absl::StatusOr<http::Response> Send(const http::Request& request, const std::string& scope,
                                       Repeat repeat) const;
   absl::StatusOr<http::Response> Download(const http::Request& request, const std::string& scope,
@@ -58,6 +60,7 @@ class Transport {
   using Run = std::function<absl::StatusOr<http::Response>(const http::Request&)>;
   absl::StatusOr<http::Response> Authorized(const http::Request& request, const std::string& scope,
                                             const Run& run) const;
+  bool IsRefusal(const absl::StatusOr<http::Response>& response, const std::string& header) const;
 
   const Endpoint endpoint_;
   mutable Authenticator authenticator_;
