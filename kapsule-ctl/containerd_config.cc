@@ -3,6 +3,7 @@
 #include <glob.h>
 #include <toml++/toml.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <deque>
 #include <vector>
@@ -17,7 +18,8 @@ namespace fs = std::filesystem;
 constexpr uint64_t kMaxFileBytes = 1 << 20;
 constexpr size_t kMaxFiles = 100;
 constexpr char kOldCri[] = "io.containerd.grpc.v1.cri", kNewCri[] = "io.containerd.cri.v1.images",
-               kTransfer[] = "io.containerd.transfer.v1.local";
+               kTransfer[] = "io.containerd.transfer.v1.local",
+               kDiffService[] = "io.containerd.service.v1.diff-service";
 
 absl::StatusOr<toml::table> Parse(const fs::path& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxFileBytes));
@@ -85,6 +87,13 @@ std::optional<std::string> Text(toml::node_view<const toml::node> node) {
   return node.value<std::string>();
 }
 
+std::vector<std::string> Texts(const toml::array* array) {
+  std::vector<std::string> texts;
+  if (array == nullptr) return texts;
+  for (const toml::node& node : *array) texts.push_back(node.value_or(std::string()));
+  return texts;
+}
+
 // `section` has the names of runtimes as keys, each with a snapshotter.
 std::set<std::string> RuntimesWith(toml::node_view<const toml::node> section,
                                    const std::string& snapshotter) {
@@ -127,6 +136,8 @@ void TakeProxies(const toml::table& all, ContainerdConfig& config) {
     ContainerdConfig::Proxy& proxy = config.proxies[std::string(name.str())];
     proxy.type = Text((*entry)["type"]).value_or("");
     proxy.address = Text((*entry)["address"]).value_or("");
+    for (std::string& capability : Texts((*entry)["capabilities"].as_array()))
+      proxy.capabilities.insert(std::move(capability));
     const toml::table* const exports = (*entry)["exports"].as_table();
     if (exports == nullptr) continue;
     for (const auto& [key, value] : *exports)
@@ -139,17 +150,21 @@ void TakeUnpacked(const toml::table& all, ContainerdConfig& config) {
   if (entries == nullptr) return;
   for (const toml::node& node : *entries) {
     const toml::table* const entry = node.as_table();
-    if (entry != nullptr) config.unpacked.insert(Text((*entry)["snapshotter"]).value_or(""));
+    if (entry == nullptr) continue;
+    // Of several for one snapshotter containerd takes the first.
+    config.unpacked.emplace(Text((*entry)["snapshotter"]).value_or(""),
+                            Text((*entry)["differ"]).value_or(""));
   }
 }
 
+void TakeDiffers(const toml::table& all, ContainerdConfig& config) {
+  const toml::array* const order = all["plugins"][kDiffService]["default"].as_array();
+  if (order != nullptr) config.differs = Texts(order);
+}
+
 bool Disables(const toml::table& all, std::string_view plugin) {
-  const toml::array* const disabled = all["disabled_plugins"].as_array();
-  if (disabled == nullptr) return false;
-  for (const toml::node& node : *disabled) {
-    if (node.value_or(std::string()) == plugin) return true;
-  }
-  return false;
+  const std::vector<std::string> disabled = Texts(all["disabled_plugins"].as_array());
+  return std::find(disabled.begin(), disabled.end(), plugin) != disabled.end();
 }
 
 }  // namespace
@@ -182,6 +197,7 @@ absl::StatusOr<ContainerdConfig> LoadContainerdConfig(const fs::path& path,
   config.cri_disabled = Disables(all, kOldCri) || Disables(all, kNewCri);
   TakeProxies(all, config);
   TakeUnpacked(all, config);
+  TakeDiffers(all, config);
   TakeOldCri(all, snapshotter, config);
   TakeNewCri(all, snapshotter, config);
   return config;

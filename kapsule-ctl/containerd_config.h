@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "core/base/status.h"
 
@@ -32,13 +33,17 @@ struct ContainerdConfig {
   struct Proxy {
     std::string type, address;
     std::map<std::string, std::string> exports;
+    std::set<std::string> capabilities;
   };
   std::filesystem::path path;
   int64_t version = 1;
   std::filesystem::path root = "/var/lib/containerd";
   bool cri_disabled = false;
   std::map<std::string, Proxy> proxies;
-  std::set<std::string> unpacked;  // snapshotters of the transfer service's unpack_config
+  // The transfer service's unpack_config: snapshotter -> differ.
+  std::map<std::string, std::string> unpacked;
+  // Whom the diff service asks, in this order.
+  std::vector<std::string> differs = {"walking"};
   // Where containerd 1.x looks, and 2.x in files older than version 3; and 2.x itself.
   CriImageSettings old_cri, new_cri;
   // Without runtimes in the old place containerd 2.x takes over nothing from there.

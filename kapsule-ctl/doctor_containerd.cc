@@ -11,13 +11,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr ContainerdVersion kTransferPulls{2, 0, 0}, kExports{1, 7, 0}, kProxyDiffers{1, 7, 4};
+constexpr ContainerdVersion kTransferPulls{2, 0, 0}, kMapsOwners{2, 0, 0}, kExports{1, 7, 16},
+    kProxyDiffers{1, 7, 4};
 
 // The part of the documentation that has it all right.
 std::string Example(const ContainerdVersion& version) {
-  return version >= kTransferPulls ? "configs/containerd/2.toml"
-         : version >= kExports     ? "configs/containerd/1.7.toml"
-                                   : "configs/containerd/1.6.toml";
+  return version >= kTransferPulls  ? "configs/containerd/2.toml"
+         : version >= kProxyDiffers ? "configs/containerd/1.7.toml"
+                                    : "configs/containerd/1.6.toml";
 }
 
 std::string CriSection(const ContainerdVersion& version) {
@@ -85,13 +86,24 @@ Finding JudgeConfig(const absl::StatusOr<ContainerdFacts>& facts) {
   return Bad(Message(facts.status()), "correct it: containerd does not start with it");
 }
 
+// The transfer service asks this differ alone.
+Finding JudgeUnpackingDiffer(const ContainerdFacts& facts, const std::string& differ) {
+  const ContainerdConfig::Proxy* const proxy = ProxyOf(facts, differ);
+  if (proxy == nullptr || proxy->type != "diff") return Good("by the transfer service");
+  return Bad(fmt::format("unpack_config has differ = \"{}\": it claims model layers alone, and"
+                         " ordinary ones are not unpacked",
+                         differ),
+             AndRestart(facts, "set differ = \"walking\" there"));
+}
+
 using Judge = Finding (*)(const ContainerdFacts&, const NodeSettings&);
 
 }  // namespace
 
-// From version 3 on it is made for 2.x.
+// From version 3 on it is made for 2.x; 1.6 has no transfer service.
 ContainerdVersion GuessVersion(const ContainerdConfig& config) {
-  return config.version >= 3 ? kTransferPulls : ContainerdVersion{1, 6, 0};
+  if (config.version >= 3) return kTransferPulls;
+  return config.unpacked.empty() ? ContainerdVersion{1, 6, 0} : kExports;
 }
 
 Finding JudgeProxyPlugin(const ContainerdFacts& facts, const NodeSettings& settings) {
@@ -112,15 +124,47 @@ Finding JudgeProxyPlugin(const ContainerdFacts& facts, const NodeSettings& setti
   return Good(fmt::format("{} at {}", name, proxy->address));
 }
 
-Finding JudgeDiffers(const ContainerdFacts& facts, const NodeSettings&) {
-  for (const auto& [name, proxy] : facts.config.proxies) {
-    if (proxy.type != "diff" || facts.version >= kProxyDiffers) continue;
-    return Bad(fmt::format("[proxy_plugins.{}] has type \"diff\": containerd before 1.7.4 panics"
-                           " when it starts",
-                           name),
-               "remove it, or update containerd first");
+Finding JudgeUserNamespaces(const ContainerdFacts& facts, const NodeSettings& settings) {
+  constexpr char kCapability[] = "remap-ids";
+  const std::string& name = settings.snapshotter_name;
+  const ContainerdConfig::Proxy* const proxy = ProxyOf(facts, name);
+  const bool declared = proxy != nullptr && proxy->capabilities.contains(kCapability);
+  if (facts.version < kMapsOwners) {
+    if (!declared) return Good("containerd before 2.0 changes the owners of files itself");
+    return Warn(fmt::format("[proxy_plugins.{}] has the capability \"{}\": containerd before 2.0"
+                            " cannot mount what it is given then for pods with user namespaces",
+                            name, kCapability),
+                AndRestart(facts, "remove it"));
   }
-  return Good("none that this containerd cannot start with");
+  if (declared) return Good("the kernel maps the owners of files");
+  return Warn("containerd copies the ordinary layers of an image for pods with user namespaces",
+              AndRestart(facts, fmt::format("set capabilities = [\"{}\"] in [proxy_plugins.{}]",
+                                            kCapability, name)));
+}
+
+Finding JudgeDiffers(const ContainerdFacts& facts, const NodeSettings& settings) {
+  std::string ours;
+  for (const auto& [name, proxy] : facts.config.proxies) {
+    if (proxy.type != "diff") continue;
+    if (facts.version < kProxyDiffers)
+      return Bad(fmt::format("[proxy_plugins.{}] has type \"diff\": containerd before 1.7.4 panics"
+                             " when it starts",
+                             name),
+                 "remove it, or update containerd first");
+    if (proxy.address == settings.address) ours = name;
+  }
+  if (facts.version < kProxyDiffers) return Good("none that this containerd cannot start with");
+  const std::vector<std::string>& order = facts.config.differs;
+  if (!ours.empty() && !order.empty() && order.front() == ours)
+    return Good(ours + " is asked first");
+  return Warn(
+      "Kapsule is not asked first: clients that send no labels, such as ctr images pull --local,"
+      " cannot unpack an image whose model lies above other layers",
+      AndRestart(facts, fmt::format("add [proxy_plugins.{0}-diff] type = \"diff\" and"
+                                    " address = \"{1}\", and default = [\"{0}-diff\","
+                                    " \"walking\"] to"
+                                    " [plugins.\"io.containerd.service.v1.diff-service\"]",
+                                    settings.snapshotter_name, settings.address)));
 }
 
 Finding JudgeCriSnapshotter(const ContainerdFacts& facts, const NodeSettings& settings) {
@@ -184,7 +228,8 @@ Finding JudgeImageRoot(const ContainerdFacts& facts, const NodeSettings& setting
 Finding JudgeUnpacking(const ContainerdFacts& facts, const NodeSettings& settings) {
   const std::string& name = settings.snapshotter_name;
   if (facts.version < kTransferPulls) return Good("not needed before containerd 2.0");
-  if (facts.config.unpacked.contains(name)) return Good("the transfer service unpacks to " + name);
+  const auto entry = facts.config.unpacked.find(name);
+  if (entry != facts.config.unpacked.end()) return JudgeUnpackingDiffer(facts, entry->second);
   const std::string fix = AndRestart(
       facts, fmt::format("add an entry with snapshotter = \"{}\" to"
                          " [[plugins.'io.containerd.transfer.v1.local'.unpack_config]], and one for"
@@ -213,6 +258,7 @@ std::vector<Check> ContainerdChecks() {
   return {{"containerd config", true,
            [found](const NodeSettings& settings) { return JudgeConfig(found->For(settings)); }},
           check("proxy plugin", JudgeProxyPlugin),
+          check("user namespaces", JudgeUserNamespaces),
           check("differs", JudgeDiffers),
           check("CRI snapshotter", JudgeCriSnapshotter),
           check("labels", JudgeLabels),

@@ -15,6 +15,7 @@ struct ContainerdFacts {
 ContainerdVersion GuessVersion(const ContainerdConfig& config);
 
 Finding JudgeProxyPlugin(const ContainerdFacts& facts, const NodeSettings& settings);
+Finding JudgeUserNamespaces(const ContainerdFacts& facts, const NodeSettings& settings);
 Finding JudgeDiffers(const ContainerdFacts& facts, const NodeSettings& settings);
 Finding JudgeCriSnapshotter(const ContainerdFacts& facts, const NodeSettings& settings);
 Finding JudgeLabels(const ContainerdFacts& facts, const NodeSettings& settings);

@@ -58,14 +58,15 @@ TEST_F(DoctorContainerdTest, TheShippedFilesAreRightForTheirVersion) {
     const ContainerdFacts facts = Facts(version, Shipped(version));
     EXPECT_EQ(facts.config.version, version.major == 2 ? 3 : 2);
     EXPECT_EQ(GuessVersion(facts.config).major, version.major);
+    EXPECT_EQ(GuessVersion(facts.config).minor >= 7, version == k17);
     if (version == k16) {
       EXPECT_EQ(JudgeImageRoot(facts, settings_).grade, Grade::kProblem);
       EXPECT_THAT(JudgeImageRoot(facts, settings_).fix,
                   HasSubstr("ln -s /var/lib/kapsule " + dir_));
       MakeImageRoot();
     }
-    for (const auto judge : {JudgeProxyPlugin, JudgeDiffers, JudgeCriSnapshotter, JudgeLabels,
-                             JudgeImageRoot, JudgeUnpacking}) {
+    for (const auto judge : {JudgeProxyPlugin, JudgeUserNamespaces, JudgeDiffers,
+                             JudgeCriSnapshotter, JudgeLabels, JudgeImageRoot, JudgeUnpacking}) {
       const Finding finding = judge(facts, settings_);
       EXPECT_EQ(finding.grade, Grade::kOk) << ShippedName(version) << ": " << finding.seen;
     }
@@ -92,9 +93,41 @@ TEST_F(DoctorContainerdTest, ADifferIsAProblemWhereContainerdPanicsAtIt) {
   const std::string differ = "[proxy_plugins.d]\ntype = \"diff\"\naddress = \"/d\"\n";
   for (const auto& [version, grade] : {std::pair(k16, Grade::kProblem),
                                        {ContainerdVersion{1, 7, 3}, Grade::kProblem},
-                                       {ContainerdVersion{1, 7, 4}, Grade::kOk},
-                                       {k2, Grade::kOk}})
+                                       {ContainerdVersion{1, 7, 4}, Grade::kWarning},
+                                       {k2, Grade::kWarning}})
     EXPECT_EQ(JudgeDiffers(Facts(version, differ), settings_).grade, grade) << version.minor;
+}
+
+TEST_F(DoctorContainerdTest, ContainerdIsToAskOurDifferFirst) {
+  for (const ContainerdVersion& version : {k17, k2}) {
+    for (const auto& [from, to] :
+         {std::pair("[\"kapsule-diff\", \"walking\"]", "[\"walking\", \"kapsule-diff\"]"),
+          {"[proxy_plugins.kapsule-diff]", "[proxy_plugins.other-diff]"},
+          {"[\"kapsule-diff\", \"walking\"]", "[]"}}) {
+      const Finding finding = JudgeDiffers(Changed(version, from, to), settings_);
+      EXPECT_EQ(finding.grade, Grade::kWarning) << to;
+      EXPECT_THAT(finding.fix, HasSubstr("default = [\"kapsule-diff\", \"walking\"]"));
+    }
+  }
+}
+
+TEST_F(DoctorContainerdTest, OwnersAreMappedByContainerd2AndBeforeItNotAtAll) {
+  const char* const declared = "capabilities = [\"remap-ids\"]";
+  const Finding copies = JudgeUserNamespaces(Changed(k2, declared, ""), settings_);
+  EXPECT_EQ(copies.grade, Grade::kWarning);
+  EXPECT_THAT(copies.fix, HasSubstr(declared));
+  const Finding early = JudgeUserNamespaces(
+      Changed(k17, "type = \"snapshot\"", fmt::format("type = \"snapshot\"\n{}", declared)),
+      settings_);
+  EXPECT_EQ(early.grade, Grade::kWarning);
+  EXPECT_THAT(early.fix, HasSubstr("remove it"));
+}
+
+TEST_F(DoctorContainerdTest, AnUnpackConfigThatAsksOurDifferUnpacksNoOrdinaryLayer) {
+  const Finding finding =
+      JudgeUnpacking(Changed(k2, "differ = \"walking\"", "differ = \"kapsule-diff\""), settings_);
+  EXPECT_EQ(finding.grade, Grade::kProblem);
+  EXPECT_THAT(finding.fix, HasSubstr("differ = \"walking\""));
 }
 
 TEST_F(DoctorContainerdTest, PodsThatUseAnotherSnapshotterAreWarnedOf) {
@@ -147,6 +180,9 @@ TEST_F(DoctorContainerdTest, LabelsThatAreOffAreWarnedOf) {
 }
 
 TEST_F(DoctorContainerdTest, AnImageRootThatTheKubeletDoesNotFindIsAProblem) {
+  const Finding unknown = JudgeImageRoot(Facts({1, 7, 15}, Shipped(k17)), settings_);
+  EXPECT_EQ(unknown.grade, Grade::kProblem);  // the first with exports is 1.7.16
+  EXPECT_THAT(unknown.fix, HasSubstr("ln -s "));
   for (const ContainerdVersion& version : {k17, k2}) {
     const Finding none =
         JudgeImageRoot(Changed(version, "root = \"/var/lib/kapsule\"", ""), settings_);
@@ -194,7 +230,9 @@ TEST_F(DoctorContainerdTest, AConfigThatCannotBeReadIsNamedWithItsLine) {
   EXPECT_THAT(Message(error()), HasSubstr("imported by " + dir_ + "/config.toml"));
   for (const char* odd : {"imports = 7\nplugins = 1\nproxy_plugins = []\n", "imports = [1]\n",
                           "version = 'x'\n[proxy_plugins]\nkapsule = 1\n",
-                          "[plugins.'io.containerd.transfer.v1.local']\nunpack_config = [1]\n"}) {
+                          "[plugins.'io.containerd.transfer.v1.local']\nunpack_config = [1]\n",
+                          "[plugins.'io.containerd.service.v1.diff-service']\ndefault = [1]\n",
+                          "[proxy_plugins.d]\ncapabilities = [[]]\n"}) {
     Write("config.toml", odd);
     (void)error();  // no crash
   }

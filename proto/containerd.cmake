@@ -8,4 +8,5 @@ kapsule_proto(proto_containerd GRPC PROTOS
   containerd/services/leases/v1/leases.proto
   containerd/services/namespaces/v1/namespace.proto
   containerd/services/snapshots/v1/snapshots.proto
-  containerd/services/version/v1/version.proto)
+  containerd/services/version/v1/version.proto
+  DEPS kapsule::proto_wellknown)

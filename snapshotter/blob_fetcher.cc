@@ -21,7 +21,7 @@ std::string_view ProgramName() { return FetchProtocol::kPeer; }
 
 }  // namespace
 
-BlobFetcher::BlobFetcher(Options options) : options_(std::move(options)) {
+BlobFetcher::BlobFetcher(Options options) : options_(std::move(options)), blobs_(options_.blobs) {
   watcher_ = std::thread([this] { Watch(); });
 }
 
@@ -72,24 +72,23 @@ void BlobFetcher::Watch() {
       pause = std::min(2 * pause, kMaxPause);
       continue;
     }
-    bool hand_over, reopen;
+    bool hand_over;
     {
       const absl::MutexLock lock(&mu_);
       hand_over = hand_over_;
-      reopen = !unknown_.empty();
     }
     if (hand_over) {
       const absl::Status handed = HandOver(*channel);
       if (!handed.ok()) log::warn("{}", Describe(handed));
     }
-    if (reopen) Reopen(*channel);
+    blobs_.Reopen(*channel, [this] { return IsCalm(); });
     {
       const absl::MutexLock lock(&mu_);
-      reopen = hand_over_ || !unknown_.empty();
+      hand_over = hand_over_;
     }
     const absl::Time since = absl::Now();
-    if (!Pause(reopen ? kRetryPause : kRefreshPause)) return;
-    if (absl::Now() - since >= kRefreshPause) RefreshAll();
+    if (!Pause(hand_over || blobs_.AnyDoubted() ? kRetryPause : kRefreshPause)) return;
+    if (absl::Now() - since >= kRefreshPause) blobs_.DoubtAll();
     if (absl::Now() - since > kMaxPause) pause = kMinPause;  // it lives
     if (!channel->ended()) continue;
     DropProcess();
@@ -117,6 +116,12 @@ bool BlobFetcher::Pause(absl::Duration duration) {
   return !stopping_;
 }
 
+// Nothing waits for the watching thread.
+bool BlobFetcher::IsCalm() {
+  const absl::MutexLock lock(&mu_);
+  return !stopping_ && !changed_;
+}
+
 absl::Status BlobFetcher::StartProcess() {
   ASSIGN_OR_RETURN(control::SocketPair pair, control::MakeSocketPair());
   std::vector<std::string> arguments = options_.arguments;
@@ -125,10 +130,10 @@ absl::Status BlobFetcher::StartProcess() {
       process_, DaemonProcess::Start(options_.program, std::move(arguments), {pair.theirs.get()}));
   RETURN_IF_ERROR(
       WriteFileAtomic(options_.pid_file, AsBytes(std::to_string(process_->pid())), 0600));
+  blobs_.DoubtAll();
   const absl::MutexLock lock(&mu_);
   hand_over_ = true;
   pid_ = process_->pid();
-  for (const auto& [digest, blob] : blobs_) unknown_.insert(digest);
   channel_ = std::make_shared<FetchChannel>(std::move(pair.ours), [this] {
     const absl::MutexLock end(&mu_);
     changed_ = true;
@@ -146,7 +151,10 @@ absl::Status BlobFetcher::HandOver(FetchChannel& channel) {
     hand_over_ = false;  // unless it is asked for again meanwhile
   }
   const absl::Status handed = options_.hand_over(pair.ours);
-  if (handed.ok()) return absl::OkStatus();
+  if (handed.ok()) {
+    blobs_.DoubtAll();
+    return absl::OkStatus();
+  }
   const absl::MutexLock lock(&mu_);
   hand_over_ = true;
   return Annotate(handed, fmt::format("give kapsule-fuse the socket of {}", ProgramName()));
@@ -155,33 +163,6 @@ absl::Status BlobFetcher::HandOver(FetchChannel& channel) {
 void BlobFetcher::HandOverAgain() {
   const absl::MutexLock lock(&mu_);
   hand_over_ = changed_ = true;
-}
-
-void BlobFetcher::RefreshAll() {
-  const absl::MutexLock lock(&mu_);
-  for (const auto& [digest, blob] : blobs_) unknown_.insert(digest);
-}
-
-// What cannot be opened now is tried again: its reads wait or fail meanwhile.
-void BlobFetcher::Reopen(FetchChannel& channel) {
-  std::vector<RemoteBlob> blobs;
-  {
-    const absl::MutexLock lock(&mu_);
-    for (const oci::Digest& digest : unknown_) blobs.push_back(blobs_.at(digest));
-  }
-  for (const RemoteBlob& blob : blobs) {
-    const absl::Time deadline = absl::Now() + kRetryPause;
-    const absl::Status opened = channel.Call(OpenRequest(blob, deadline), {}, deadline).status();
-    if (!opened.ok()) log::warn("open blob {} again: {}", blob.digest.text(), Describe(opened));
-    bool closed;
-    {
-      const absl::MutexLock lock(&mu_);
-      if (stopping_ || channel.ended()) return;
-      if (opened.ok()) unknown_.erase(blob.digest);
-      closed = !blobs_.contains(blob.digest);
-    }
-    if (closed) Close(blob.digest);  // meanwhile
-  }
 }
 
 BlobFetcher::Channel BlobFetcher::AwaitChannel(const FetchChannel* not_this, absl::Time deadline) {
@@ -193,55 +174,18 @@ BlobFetcher::Channel BlobFetcher::AwaitChannel(const FetchChannel* not_this, abs
   return channel_.get() == not_this ? nullptr : channel_;
 }
 
-v1::FetchRequest BlobFetcher::OpenRequest(const RemoteBlob& blob, absl::Time deadline) const {
-  v1::FetchRequest request;
-  v1::FetchOpen& open = *request.mutable_open();
-  open.set_digest(blob.digest.hex());
-  open.set_size(blob.size);
-  open.mutable_index()->set_version(blob.index.version);
-  open.mutable_index()->set_header_offset(blob.index.offset);
-  open.mutable_index()->set_header_length(blob.index.length);
-  open.mutable_index()->set_root(blob.index.root.hex());
-  const absl::Duration left = std::max(deadline - absl::Now(), absl::Milliseconds(1));
-  open.set_timeout_ms(
-      static_cast<uint32_t>(std::min<int64_t>(absl::ToInt64Milliseconds(left) + 1, UINT32_MAX)));
-  for (const std::string& image : blob.images) {
-    if (open.sources_size() == control::kMaxFetchSources) break;
-    open.add_sources(image);
-    const std::optional<PullCredentials> known = options_.credentials(image);
-    if (!known) continue;
-    v1::FetchCredentials& told = *open.add_credentials();
-    told.set_host(known->host);
-    told.set_username(known->username);
-    told.set_password(std::string(known->password.text()));
-    told.set_identity_token(std::string(known->identity_token.text()));
-    told.set_registry_token(std::string(known->registry_token.text()));
-  }
-  return request;
-}
-
-// An image that is opened later may know less of where the blob is.
-RemoteBlob BlobFetcher::WithKnownImages(RemoteBlob blob) {
-  const absl::MutexLock lock(&mu_);
-  const auto open = blobs_.find(blob.digest);
-  if (open == blobs_.end()) return blob;
-  std::vector<std::string> images = open->second.images;
-  for (std::string& image : blob.images) {
-    if (std::find(images.begin(), images.end(), image) == images.end())
-      images.push_back(std::move(image));
-  }
-  blob.images = std::move(images);
-  return blob;
-}
-
 absl::StatusOr<UniqueFd> BlobFetcher::Open(const RemoteBlob& opened, absl::Time deadline) {
-  const RemoteBlob blob = WithKnownImages(opened);
+  const RemoteBlob blob = blobs_.WithKnownImages(opened);
+  {
+    const absl::MutexLock lock(&mu_);
+    asked_for_.insert(blob.digest);
+  }
   Channel asked;
   for (;;) {
     const Channel channel = AwaitChannel(asked.get(), deadline);
     if (channel == nullptr) return Unavailable("{} is not running", ProgramName());
     absl::StatusOr<control::ReceivedFetchReply> reply =
-        channel->Call(OpenRequest(blob, deadline), {}, deadline);
+        channel->Call(BlobOpenRequest(blob, options_.blobs.credentials, deadline), {}, deadline);
     if (!reply.ok() && channel->ended() && absl::Now() < deadline) {
       asked = channel;  // it died: the next one is asked
       continue;
@@ -249,11 +193,11 @@ absl::StatusOr<UniqueFd> BlobFetcher::Open(const RemoteBlob& opened, absl::Time 
     if (absl::IsDeadlineExceeded(reply.status())) return Unavailable("{}", Message(reply.status()));
     RETURN_IF_ERROR(reply.status());
     if (reply->fds.size() != 1) return Internal("{} gave no file", ProgramName());
+    blobs_.Add(blob);
     const absl::MutexLock lock(&mu_);
-    blobs_.insert_or_assign(blob.digest, blob);
     // It may have come from a process that has died since.
     if (channel_ != channel) {
-      unknown_.insert(blob.digest);
+      blobs_.Doubt(blob.digest);
       changed_ = true;
     }
     return std::move(reply->fds.front());
@@ -269,10 +213,10 @@ void BlobFetcher::Tell(v1::FetchRequest request) {
 }
 
 void BlobFetcher::Close(const oci::Digest& digest) {
+  blobs_.Remove(digest);
   {
     const absl::MutexLock lock(&mu_);
-    unknown_.erase(digest);
-    blobs_.erase(digest);
+    if (asked_for_.erase(digest) == 0) return;
   }
   // Also where its opening was given up here, but may have been done there.
   v1::FetchRequest request;
@@ -281,6 +225,10 @@ void BlobFetcher::Close(const oci::Digest& digest) {
 }
 
 void BlobFetcher::Forget(const oci::Digest& digest) {
+  {
+    const absl::MutexLock lock(&mu_);
+    if (!asked_for_.contains(digest)) return;
+  }
   v1::FetchRequest request;
   request.mutable_forget()->set_digest(digest.hex());
   Tell(std::move(request));

@@ -9,9 +9,7 @@
 
 #include <filesystem>
 #include <functional>
-#include <map>
 #include <memory>
-#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -20,7 +18,7 @@
 #include "core/base/file.h"
 #include "snapshotter/control_channel.h"
 #include "snapshotter/daemon_process.h"
-#include "snapshotter/pull_memory.h"
+#include "snapshotter/open_blobs.h"
 #include "snapshotter/remote_blob.h"
 
 namespace kapsule::snapshotter {
@@ -36,8 +34,9 @@ class BlobFetcher {
     // Gives a new data socket to kapsule-fuse; tried again where it fails. Called from
     // the watching thread.
     std::function<absl::Status(const UniqueFd&)> hand_over;
-    // Whom an image was pulled as, where that is known.
-    std::function<std::optional<PullCredentials>(const std::string& image)> credentials;
+    // What blobs are opened again with. use_file also after each hand_over: kapsule-fuse
+    // believes a new process when it knows the process's file.
+    OpenBlobs::Calls blobs;
   };
   // Ends the process of an earlier run and starts one in the background: reads of
   // kapsule-fuse wait meanwhile.
@@ -53,7 +52,8 @@ class BlobFetcher {
   //   others       as kapsule-fetch says: PermissionDenied, NotFound, DataLoss, …
   absl::StatusOr<UniqueFd> Open(const RemoteBlob& opened, absl::Time deadline)
       ABSL_LOCKS_EXCLUDED(mu_);
-  // Nothing has the blob mounted any more; nothing where it is not open.
+  // Nothing has the blob mounted any more. Where Open() was not asked for it, this and
+  // Forget() do nothing.
   void Close(const oci::Digest& digest) ABSL_LOCKS_EXCLUDED(mu_);
   // All of the blob is elsewhere, where it is read from now on.
   void Forget(const oci::Digest& digest) ABSL_LOCKS_EXCLUDED(mu_);
@@ -73,24 +73,21 @@ class BlobFetcher {
   absl::Status StartProcess() ABSL_LOCKS_EXCLUDED(mu_);
   void DropProcess() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status HandOver(FetchChannel& channel);
-  void Reopen(FetchChannel& channel) ABSL_LOCKS_EXCLUDED(mu_);
-  void RefreshAll() ABSL_LOCKS_EXCLUDED(mu_);
-  RemoteBlob WithKnownImages(RemoteBlob blob) ABSL_LOCKS_EXCLUDED(mu_);
-  v1::FetchRequest OpenRequest(const RemoteBlob& blob, absl::Time deadline) const;
+  bool IsCalm() ABSL_LOCKS_EXCLUDED(mu_);
   void Tell(v1::FetchRequest request) ABSL_LOCKS_EXCLUDED(mu_);
   Channel AwaitChannel(const FetchChannel* not_this, absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
   bool Pause(absl::Duration duration) ABSL_LOCKS_EXCLUDED(mu_);  // false: stopping
 
   const Options options_;
+  OpenBlobs blobs_;
   std::unique_ptr<DaemonProcess> process_;  // of the watching thread
 
   absl::Mutex mu_;  // never held across I/O
   Channel channel_ ABSL_GUARDED_BY(mu_);
-  pid_t pid_ ABSL_GUARDED_BY(mu_) = -1;                           // of the process behind it
-  std::map<oci::Digest, RemoteBlob> blobs_ ABSL_GUARDED_BY(mu_);  // that are open
-  std::set<oci::Digest> unknown_ ABSL_GUARDED_BY(mu_);            // of these, to this process
-  bool hand_over_ ABSL_GUARDED_BY(mu_) = false;                   // is due
-  bool ended_ ABSL_GUARDED_BY(mu_) = true;                        // the process
+  pid_t pid_ ABSL_GUARDED_BY(mu_) = -1;                   // of the process behind it
+  std::set<oci::Digest> asked_for_ ABSL_GUARDED_BY(mu_);  // and not closed since
+  bool hand_over_ ABSL_GUARDED_BY(mu_) = false;           // is due
+  bool ended_ ABSL_GUARDED_BY(mu_) = true;                // the process
   bool stopping_ ABSL_GUARDED_BY(mu_) = false, leaving_ ABSL_GUARDED_BY(mu_) = false;
   bool changed_ ABSL_GUARDED_BY(mu_) = false;  // wakes the watching thread
 

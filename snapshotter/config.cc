@@ -14,7 +14,7 @@ namespace {
 
 constexpr uint64_t kMaxFileBytes = 1 << 20;
 constexpr int64_t kMaxTimeoutMs = 600'000, kMaxGraceMs = 86'400'000;
-constexpr int64_t kMinStuckMs = 1'000;
+constexpr int64_t kMinStuckMs = 1'000, kMinAbandonMs = 1'000;
 constexpr int64_t kMaxThreads = 64;
 constexpr int64_t kMaxCacheBytes = int64_t{1} << 40;
 // Four blocks of one stream; a chunk of each reading thread; some pages.
@@ -45,6 +45,7 @@ const std::map<std::string_view, Field>& Fields() {
       {"key_grace_ms", &Config::key_grace_ms},
       {"upgrade_timeout_ms", &Config::upgrade_timeout_ms},
       {"stuck_after_ms", &Config::stuck_after_ms},
+      {"abandon_after_ms", &Config::abandon_after_ms},
       {"workers", &Config::workers},
       {"io_threads", &Config::io_threads},
       {"read_ahead_bytes", &Config::read_ahead_bytes},
@@ -57,6 +58,7 @@ const std::map<std::string_view, Field>& Fields() {
       {"fetch_fill", &Config::fetch_fill},
       {"fetch_connections", &Config::fetch_connections},
       {"fetch_timeout_ms", &Config::fetch_timeout_ms},
+      {"fetch_grace_ms", &Config::fetch_grace_ms},
       {"hosts_dir", &Config::hosts_dir},
       {"credential_provider_config", &Config::credential_provider_config},
       {"credential_provider_bin_dir", &Config::credential_provider_bin_dir},
@@ -138,6 +140,9 @@ absl::Status CheckDataPlane(const Config& config) {
   if (config.stuck_after_ms != 0)
     RETURN_IF_ERROR(
         CheckNumber("stuck_after_ms", config.stuck_after_ms, kMinStuckMs, kMaxTimeoutMs));
+  if (config.abandon_after_ms != 0)
+    RETURN_IF_ERROR(
+        CheckNumber("abandon_after_ms", config.abandon_after_ms, kMinAbandonMs, kMaxGraceMs));
   RETURN_IF_ERROR(CheckNumber("workers", config.workers, 0, kMaxThreads));
   RETURN_IF_ERROR(CheckNumber("io_threads", config.io_threads, 1, kMaxThreads));
   RETURN_IF_ERROR(CheckMemory("read_ahead_bytes", config.read_ahead_bytes, kMinReadAhead));
@@ -155,6 +160,7 @@ absl::Status CheckFetch(const Config& config) {
   RETURN_IF_ERROR(CheckNumber("fetch_connections", config.fetch_connections, 1, kMaxThreads));
   RETURN_IF_ERROR(
       CheckNumber("fetch_timeout_ms", config.fetch_timeout_ms, kMinFetchTimeoutMs, kMaxGraceMs));
+  RETURN_IF_ERROR(CheckNumber("fetch_grace_ms", config.fetch_grace_ms, 0, kMaxGraceMs));
   if (config.credential_provider_config.empty() != config.credential_provider_bin_dir.empty())
     return InvalidArgument(
         "credential_provider_config and credential_provider_bin_dir: one without the other");
@@ -163,6 +169,12 @@ absl::Status CheckFetch(const Config& config) {
 }
 
 }  // namespace
+
+std::vector<std::string> ConfigKeys() {
+  std::vector<std::string> keys;
+  for (const auto& [key, field] : Fields()) keys.emplace_back(key);
+  return keys;
+}
 
 absl::StatusOr<Config> LoadConfig(const std::filesystem::path& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxFileBytes));

@@ -39,6 +39,8 @@ struct Config {
   int64_t upgrade_timeout_ms = 30'000;
   // After how long a kapsule-fuse that is stuck is killed and succeeded; 0: never.
   int64_t stuck_after_ms = 10'000;
+  // After how long without snapshotter and kapsule-fuse the holder ends; 0: never.
+  int64_t abandon_after_ms = 600'000;
 
   // Threads of kapsule-fuse that answer reads (0: one for each processor, at most
   // 4), and that read the disk for them.
@@ -61,6 +63,8 @@ struct Config {
   int64_t fetch_connections = 8;
   // How long a read waits for its registry.
   int64_t fetch_timeout_ms = 60'000;
+  // How long such reads wait while there is no kapsule-fetch.
+  int64_t fetch_grace_ms = 60'000;
   // containerd's folder of hosts.toml files; empty: none.
   std::filesystem::path hosts_dir = "/etc/containerd/certs.d";
   // Who kapsule-fetch is at registries, in this order, after whom CRI pulled an image as:
@@ -77,9 +81,14 @@ struct Config {
   bool metrics_allow_remote = false;
 
   std::string log_level = "info";
+
+  bool operator==(const Config&) const = default;
 };
 
-// Reads a file; its keys are the names above. Unknown keys and values of another
+// The keys of a file: the names above.
+std::vector<std::string> ConfigKeys();
+
+// Reads a file. Unknown keys and values of another
 // type are errors that name the key and line.
 absl::StatusOr<Config> LoadConfig(const std::filesystem::path& path);
 

@@ -65,6 +65,13 @@ absl::Status DataPlane::UseFetcher(const UniqueFd& socket, absl::Time deadline) 
   return supervisor_->UseFetcher(socket, deadline);
 }
 
+absl::Status DataPlane::UseFile(const oci::Digest& digest, const UniqueFd& blob,
+                                absl::Time deadline) {
+  v1::DataPlaneRequest request;
+  request.mutable_use_file()->set_digest(digest.hex());
+  return supervisor_->Call(request, {blob.get()}, deadline).status();
+}
+
 absl::Status DataPlane::UseLocal(const oci::Digest& digest, const UniqueFd& blob,
                                  absl::Time deadline) {
   v1::DataPlaneRequest request;

@@ -47,6 +47,9 @@ class DataPlane {
     // After so long a kapsule-fuse that runs, but does nothing of what is asked of it
     // (FuseLifeWatch), is killed and succeeded. Infinite: never, as for debugging.
     absl::Duration stuck_after = absl::Seconds(10);
+    // After so long without this process and kapsule-fuse, a holder that is started from
+    // now on gives the connection up: what reads has I/O errors then. Infinite: never.
+    absl::Duration abandon_after = absl::Minutes(10);
     // How long after Start() calls of an earlier run may still be under way.
     absl::Duration settle_after = absl::Minutes(1);
     // Called from the watching thread, and on_death also by Start(). on_death: before
@@ -92,8 +95,14 @@ class DataPlane {
                                              absl::Time deadline, bool remote = false);
 
   // Has remote blobs asked for through `socket`, the data socket of kapsule-fetch:
-  // by successors too, but not where a new FUSE connection is made (on_restart).
+  // by successors too, but not where a new FUSE connection is made (on_restart). What it
+  // says to be in the file of an open layer counts after UseFile().
   absl::Status UseFetcher(const UniqueFd& socket, absl::Time deadline);
+  // `blob`, read-only, is the file of an open remote layer that this kapsule-fetch has,
+  // and the layer is read from: also for successors. Nothing for layers that are not remote.
+  //   NotFound     the layer is not open, yet
+  //   Unavailable  its key has not come back yet: try again
+  absl::Status UseFile(const oci::Digest& digest, const UniqueFd& blob, absl::Time deadline);
   // All of a blob that was opened as remote is in the file `blob` now, read-only: it is
   // read there from now on. Nothing for layers that are not remote.
   //   NotFound     the layer is not open

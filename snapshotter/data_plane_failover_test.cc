@@ -191,6 +191,23 @@ TEST_F(FailoverTest, WhereTheHolderDiedTooTheServiceManagerGivesItsDescriptorsBa
   ExpectReading();
 }
 
+TEST_F(FailoverTest, ASnapshotterThatComesAsTheHolderEndsGoesOnOrBeginsAnew) {
+  DataPlane::Options options = WatchedOptions();
+  options.abandon_after = absl::Milliseconds(150);
+  plane_.reset();
+  StartPlane(options);
+  for (int i = 0; i < 10; ++i) {
+    const pid_t pid = plane_->pid();
+    ASSERT_TRUE(Open(layer_).ok()) << i;
+    LeavePlane();
+    ASSERT_NO_FATAL_FAILURE(SendSignal(pid, SIGKILL));
+    absl::SleepFor(options.abandon_after + absl::Milliseconds(4 * i - 20));
+    ASSERT_NO_FATAL_FAILURE(StartPlane(options));
+    EXPECT_TRUE(plane_->serving());
+    EXPECT_NE(plane_->pid(), pid);
+  }
+}
+
 TEST_F(FailoverTest, WhatAnEarlierRunLeftIsRemovedWhereItIsOfNoUse) {
   const pid_t pid = plane_->pid();
   LeavePlane();

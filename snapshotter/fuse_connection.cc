@@ -107,9 +107,13 @@ absl::StatusOr<std::unique_ptr<DaemonProcess>> StartHolder(const FuseConnection:
   std::vector<int> fds = stored;
   const size_t listen_fd = DaemonProcess::kFirstFd + fds.size();
   fds.push_back(listening.get());
+  const int64_t abandon_after_ms = options.abandon_after == absl::InfiniteDuration()
+                                       ? 0
+                                       : absl::ToInt64Milliseconds(options.abandon_after);
   std::vector<std::string> arguments = {
       "--listen-fd", std::to_string(listen_fd),   "--uid",       std::to_string(options.uid),
       "--gid",       std::to_string(options.gid), "--log-level", options.log_level};
+  arguments.insert(arguments.end(), {"--abandon-after-ms", std::to_string(abandon_after_ms)});
   if (!stored.empty())
     arguments.insert(arguments.end(), {"--restore-fds", std::to_string(stored.size())});
   return DaemonProcess::Start(options.holder_program, std::move(arguments), fds);

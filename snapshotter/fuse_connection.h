@@ -31,6 +31,8 @@ class FuseConnection {
     gid_t gid = 0;
     std::string log_level = "info";
     absl::Duration patience = absl::Seconds(5);  // with the holder, for one answer
+    // Of a holder that neither we nor kapsule-fuse are connected to. Infinite: never ends.
+    absl::Duration abandon_after = absl::Minutes(10);
   };
 
   // A new mount, which must be the only one, and a new holder.

@@ -25,7 +25,8 @@ FuseSupervisor::FuseSupervisor(DataPlane::Options options)
                           .uid = options_.uid,
                           .gid = options_.gid,
                           .log_level = options_.log_level,
-                          .patience = std::min(kHolderPatience, options_.stuck_after)},
+                          .patience = std::min(kHolderPatience, options_.stuck_after),
+                          .abandon_after = options_.abandon_after},
       wake_(eventfd(0, EFD_CLOEXEC)) {}
 
 absl::Status FuseSupervisor::Start() {

@@ -12,31 +12,17 @@
 
 #include <algorithm>
 #include <charconv>
+#include <iterator>
 #include <system_error>
 
 #include "core/base/unix_socket.h"
+#include "snapshotter/http_connection.h"
 
 namespace kapsule::snapshotter {
 namespace {
 
-constexpr size_t kMaxHead = 4096, kMaxPath = 256, kMaxSocketPath = 107;
-constexpr absl::Duration kRequestTime = absl::Seconds(2);
-constexpr int kSendTimeoutMs = 2'000, kThreads = 2, kBacklog = 16;
-
-const char* ReasonOf(int code) {
-  switch (code) {
-    case 200:
-      return "OK";
-    case 400:
-      return "Bad Request";
-    case 404:
-      return "Not Found";
-    case 405:
-      return "Method Not Allowed";
-    default:
-      return "Service Unavailable";
-  }
-}
+constexpr size_t kMaxPath = 256, kMaxSocketPath = 107, kMaxConnections = 64;
+constexpr int kHandlers = 2, kBacklog = 64;
 
 bool IsLoopback(const sockaddr_storage& address) {
   if (address.ss_family == AF_INET) {
@@ -66,25 +52,10 @@ bool IsPort(const std::string& text) {
   return parsed.ec == std::errc() && parsed.ptr == end;
 }
 
-// Up to the empty line, or what came within kRequestTime and fits.
-std::string ReadHead(int connection) {
-  std::string head;
-  const absl::Time deadline = absl::Now() + kRequestTime;
-  while (head.size() < kMaxHead && head.find("\r\n\r\n") == std::string::npos) {
-    pollfd ready{connection, POLLIN, 0};
-    const int64_t left = absl::ToInt64Milliseconds(deadline - absl::Now());
-    if (left <= 0 || poll(&ready, 1, static_cast<int>(left)) <= 0) break;
-    char buffer[1024];
-    const ssize_t got =
-        recv(connection, buffer, std::min(sizeof(buffer), kMaxHead - head.size()), MSG_DONTWAIT);
-    if (got <= 0) break;
-    head.append(buffer, static_cast<size_t>(got));
-  }
-  return head;
-}
-
-HttpReply Refusal(const absl::Status& status) {
-  return {absl::IsUnimplemented(status) ? 405 : 400, Message(status) + "\n"};
+int MillisecondsUntil(absl::Time time) {
+  if (time == absl::InfiniteFuture()) return -1;
+  const absl::Duration left = std::max(absl::ZeroDuration(), time - absl::Now());
+  return static_cast<int>(absl::ToInt64Milliseconds(left)) + 1;
 }
 
 }  // namespace
@@ -140,26 +111,29 @@ absl::StatusOr<std::unique_ptr<HttpListener>> HttpListener::Start(const ListenAd
   ASSIGN_OR_RETURN(UniqueFd socket, address.path.empty()
                                         ? ListenTcp(address)
                                         : ListenUnix(address.path, SOCK_STREAM, 0600));
-  // Several threads wait for one connection: who comes late must not wait in accept().
   if (fcntl(socket.get(), F_SETFL, O_NONBLOCK) != 0) return ErrnoStatus(errno, "fcntl");
-  UniqueFd stop(eventfd(0, EFD_CLOEXEC));
-  if (!stop.valid()) return ErrnoStatus(errno, "eventfd");
+  UniqueFd wake(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake.valid()) return ErrnoStatus(errno, "eventfd");
   return std::unique_ptr<HttpListener>(
-      new HttpListener(address.path, std::move(socket), std::move(stop), std::move(handler)));
+      new HttpListener(address.path, std::move(socket), std::move(wake), std::move(handler)));
 }
 
-HttpListener::HttpListener(std::filesystem::path path, UniqueFd socket, UniqueFd stop,
+HttpListener::HttpListener(std::filesystem::path path, UniqueFd socket, UniqueFd wake,
                            Handler handler)
     : path_(std::move(path)),
       socket_(std::move(socket)),
-      stop_(std::move(stop)),
+      wake_(std::move(wake)),
       handler_(std::move(handler)) {
-  for (int i = 0; i < kThreads; ++i) threads_.emplace_back([this] { Run(); });
+  threads_.emplace_back([this] { ServeConnections(); });
+  for (int i = 0; i < kHandlers; ++i) threads_.emplace_back([this] { CallHandler(); });
 }
 
 HttpListener::~HttpListener() {
-  const uint64_t one = 1;
-  (void)!write(stop_.get(), &one, sizeof(one));
+  {
+    const absl::MutexLock lock(&mu_);
+    stopping_ = true;
+  }
+  Wake();
   for (std::thread& thread : threads_) thread.join();
   std::error_code error;
   if (!path_.empty()) std::filesystem::remove(path_, error);
@@ -173,34 +147,99 @@ uint16_t HttpListener::port() const {
                                             : reinterpret_cast<sockaddr_in6&>(address).sin6_port);
 }
 
-void HttpListener::Run() const {
+void HttpListener::Wake() const {
+  const uint64_t one = 1;
+  (void)!write(wake_.get(), &one, sizeof(one));
+}
+
+void HttpListener::CallHandler() {
   for (;;) {
-    pollfd ready[] = {{socket_.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}};
-    if (poll(ready, 2, -1) < 0 && errno != EINTR) return;
-    if (ready[1].revents != 0) return;
-    const UniqueFd connection(accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-    if (connection.valid()) {
-      Serve(connection.get());
-    } else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
-      absl::SleepFor(absl::Milliseconds(100));  // no descriptors: not in a busy loop
+    Asked asked;
+    {
+      const absl::MutexLock lock(&mu_);
+      const auto ready = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+        return stopping_ || !asked_.empty();
+      };
+      mu_.Await(absl::Condition(&ready));
+      if (stopping_) return;
+      asked = std::move(asked_.front());
+      asked_.pop_front();
     }
+    HttpReply reply = handler_(asked.path);
+    {
+      const absl::MutexLock lock(&mu_);
+      answered_.push_back({asked.connection, std::move(reply)});
+    }
+    Wake();
   }
 }
 
-void HttpListener::Serve(int connection) const {
-  const absl::StatusOr<std::string> path = RequestedPath(ReadHead(connection));
-  const HttpReply reply = path.ok() ? handler_(*path) : Refusal(path.status());
-  const std::string text = fmt::format(
-      "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n"
-      "X-Content-Type-Options: nosniff\r\n\r\n{}",
-      reply.code, ReasonOf(reply.code), reply.content_type, reply.body.size(), reply.body);
-  if (!SetTimeout(connection, kSendTimeoutMs).ok()) return;
-  for (size_t sent = 0; sent < text.size();) {
-    const ssize_t more = send(connection, text.data() + sent, text.size() - sent, MSG_NOSIGNAL);
-    if (more <= 0) return;
-    sent += static_cast<size_t>(more);
+void HttpListener::ServeConnections() {
+  Connections connections;
+  while (Wait(connections)) {
+    Advance(connections);
+    Accept(connections);
   }
-  shutdown(connection, SHUT_WR);
+}
+
+bool HttpListener::Wait(const Connections& connections) const {
+  std::vector<pollfd> fds = {{socket_.get(), POLLIN, 0}, {wake_.get(), POLLIN, 0}};
+  absl::Time next = absl::InfiniteFuture();
+  for (const auto& [number, connection] : connections) {
+    if (connection.state() == HttpConnection::State::kAsked) continue;
+    fds.push_back({connection.fd(), connection.events(), 0});
+    next = std::min(next, connection.deadline());
+  }
+  if (poll(fds.data(), fds.size(), MillisecondsUntil(next)) < 0 && errno != EINTR) return false;
+  uint64_t woken = 0;
+  (void)!read(wake_.get(), &woken, sizeof(woken));
+  const absl::MutexLock lock(&mu_);
+  return !stopping_;
+}
+
+// Every connection is tried: that costs less than to find out which are ready.
+void HttpListener::Advance(Connections& connections) {
+  std::vector<Answered> answered;
+  {
+    const absl::MutexLock lock(&mu_);
+    answered.swap(answered_);
+  }
+  const absl::Time now = absl::Now();
+  for (const Answered& answer : answered)
+    connections.at(answer.connection).Reply(answer.reply, now);
+  std::vector<Asked> asked;
+  for (auto& [number, connection] : connections) {
+    if (connection.state() == HttpConnection::State::kWriting) {
+      connection.Write(now);
+    } else if (connection.state() == HttpConnection::State::kReading) {
+      if (auto path = connection.Read(now)) asked.push_back({number, *std::move(path)});
+    }
+  }
+  std::erase_if(connections, [](const auto& item) {
+    return item.second.state() == HttpConnection::State::kDone;
+  });
+  const absl::MutexLock lock(&mu_);
+  std::move(asked.begin(), asked.end(), std::back_inserter(asked_));
+}
+
+// Those whose reply is being made stay: no more are, then, than fit.
+void HttpListener::Accept(Connections& connections) {
+  for (size_t i = 0; i < kMaxConnections; ++i) {
+    UniqueFd socket(accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!socket.valid()) {
+      if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+        absl::SleepFor(absl::Milliseconds(100));  // no descriptors: not in a busy loop
+      return;
+    }
+    if (connections.size() >= kMaxConnections) {
+      const auto oldest = std::find_if(
+          connections.begin(), connections.end(),
+          [](const auto& item) { return item.second.state() != HttpConnection::State::kAsked; });
+      if (oldest == connections.end()) continue;
+      connections.erase(oldest);
+    }
+    connections.try_emplace(++accepted_, std::move(socket), absl::Now());
+  }
 }
 
 }  // namespace kapsule::snapshotter

@@ -1,10 +1,14 @@
 // A few pages over HTTP for programs that look at this one: GET, no more.
 #pragma once
 
+#include <absl/base/thread_annotations.h>
+#include <absl/synchronization/mutex.h>
 #include <sys/socket.h>
 
+#include <deque>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -35,7 +39,10 @@ struct HttpReply {
   std::string content_type = "text/plain; charset=utf-8";
 };
 
-// Reads one request of each connection, answers it and closes. Who is slow is cut off.
+class HttpConnection;  // http_connection.h
+
+// Reads one request of each connection, answers it and closes. Who is slow to ask, or to
+// take the answer, is cut off; where there are too many, those that have waited longest.
 class HttpListener {
  public:
   // Called by some threads at once.
@@ -54,15 +61,39 @@ class HttpListener {
   uint16_t port() const;
 
  private:
-  HttpListener(std::filesystem::path path, UniqueFd socket, UniqueFd stop, Handler handler);
-  void Run() const;
-  void Serve(int connection) const;
+  using Connections = std::map<uint64_t, HttpConnection>;  // in the order they came
+  struct Asked {
+    uint64_t connection;
+    std::string path;
+  };
+  struct Answered {
+    uint64_t connection;
+    HttpReply reply;
+  };
+
+  HttpListener(std::filesystem::path path, UniqueFd socket, UniqueFd wake, Handler handler);
+  // One thread does what is done with sockets, others call the handler.
+  void ServeConnections() ABSL_LOCKS_EXCLUDED(mu_);
+  void CallHandler() ABSL_LOCKS_EXCLUDED(mu_);
+
+  // False where it is over.
+  bool Wait(const Connections& connections) const ABSL_LOCKS_EXCLUDED(mu_);
+  void Accept(Connections& connections);
+  void Advance(Connections& connections) ABSL_LOCKS_EXCLUDED(mu_);
+  void Wake() const;
 
   // Constant after construction.
   const std::filesystem::path path_;
-  const UniqueFd socket_, stop_;
+  const UniqueFd socket_, wake_;
   const Handler handler_;
   std::vector<std::thread> threads_;
+
+  uint64_t accepted_ = 0;  // of the thread that serves connections
+
+  mutable absl::Mutex mu_;  // never held over I/O or a handler
+  std::deque<Asked> asked_ ABSL_GUARDED_BY(mu_);
+  std::vector<Answered> answered_ ABSL_GUARDED_BY(mu_);
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace kapsule::snapshotter

@@ -1,10 +1,12 @@
 #include "snapshotter/http_listener.h"
 
+#include <absl/time/clock.h>
 #include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "core/base/unix_socket.h"
@@ -16,7 +18,10 @@ using testing::EndsWith;
 using testing::HasSubstr;
 using testing::StartsWith;
 
+constexpr size_t kBig = 16 << 20;  // more than sockets buffer
+
 HttpReply Echo(const std::string& path) {
+  if (path == "/big") return {200, std::string(kBig, 'x')};
   return {path == "/sick" ? 503 : 200, "you asked for " + path + "\n"};
 }
 
@@ -95,6 +100,56 @@ TEST(HttpListenerTest, WhatIsNoRequestIsRefusedAndKeepsOthersNotLong) {
   EXPECT_THAT(Exchange(ConnectTcp(listener->port()), "POST / HTTP/1.1\r\n\r\n"), HasSubstr("405"));
   EXPECT_THAT(Exchange(ConnectTcp(listener->port()), "hello\r\n\r\n"), HasSubstr("400"));
   EXPECT_THAT(Exchange(ConnectTcp(listener->port()), std::string(4096, 'x')), HasSubstr("400"));
+}
+
+constexpr char kGet[] = "GET / HTTP/1.1\r\n\r\n";
+
+// Whether somebody is answered long before those who are slow are cut off.
+bool AnswersAtOnce(const HttpListener& listener) {
+  const absl::Time start = absl::Now();
+  const std::string answer = Exchange(ConnectTcp(listener.port()), kGet);
+  return answer.starts_with("HTTP/1.1 200") && absl::Now() - start < absl::Milliseconds(1500);
+}
+
+TEST(HttpListenerTest, ClientsThatSayNothingKeepNobodyWaiting) {
+  const auto listener = Listen("127.0.0.1:0");
+  std::vector<UniqueFd> silent;
+  for (int i = 0; i < 8; ++i) silent.push_back(ConnectTcp(listener->port()));
+  EXPECT_TRUE(AnswersAtOnce(*listener));
+}
+
+TEST(HttpListenerTest, ClientsThatDoNotTakeTheirAnswerKeepNobodyWaitingAndAreCutOff) {
+  const auto listener = Listen("127.0.0.1:0");
+  std::vector<UniqueFd> slow;
+  for (int i = 0; i < 3; ++i) {
+    slow.push_back(ConnectTcp(listener->port()));
+    ASSERT_GT(send(slow.back().get(), "GET /big HTTP/1.1\r\n\r\n", 21, MSG_NOSIGNAL), 0);
+  }
+  absl::SleepFor(absl::Milliseconds(500));
+  EXPECT_TRUE(AnswersAtOnce(*listener));
+  absl::SleepFor(absl::Seconds(2));
+  for (const UniqueFd& socket : slow) EXPECT_LT(Exchange(socket, "").size(), kBig);
+}
+
+TEST(HttpListenerTest, OfTooManyClientsTheOldestIsDropped) {
+  const auto listener = Listen("127.0.0.1:0");
+  std::vector<UniqueFd> silent;
+  for (int i = 0; i < 64; ++i) silent.push_back(ConnectTcp(listener->port()));
+  EXPECT_TRUE(AnswersAtOnce(*listener));
+  const absl::Time start = absl::Now();
+  EXPECT_EQ(Exchange(silent.front(), ""), "");
+  EXPECT_THAT(Exchange(silent.back(), kGet), StartsWith("HTTP/1.1 200"));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(1));
+}
+
+TEST(HttpListenerTest, ARequestInPiecesIsARequest) {
+  const auto listener = Listen("127.0.0.1:0");
+  const UniqueFd socket = ConnectTcp(listener->port());
+  for (const char* piece : {"GET /a", "b HTTP/1.1\r\n", "Host: h\r\n\r"}) {
+    ASSERT_GT(send(socket.get(), piece, strlen(piece), MSG_NOSIGNAL), 0);
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  EXPECT_THAT(Exchange(socket, "\n"), EndsWith("you asked for /ab\n"));
 }
 
 TEST(HttpListenerTest, TwoDoNotListenOnOnePort) {

@@ -16,20 +16,22 @@ constexpr absl::Duration kCloseTimeout = absl::Seconds(5);
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<LayerManager>> LayerManager::Create(
-    const Config& config, const std::vector<ModelLayer>& layers) {
+    const Config& config, const std::vector<ModelLayer>& layers,
+    LayerTable::IsRecorded is_recorded) {
   ASSIGN_OR_RETURN(const ViewMount view_mount, ParseViewMount(config.view_mount));
   RETURN_IF_ERROR(MakeDirs(config.root / "l", 0700));
   std::set<oci::Digest> keep;
   for (const ModelLayer& layer : layers) keep.insert(layer.label.digest);
   ASSIGN_OR_RETURN(std::unique_ptr<BlobPins> pins,
                    BlobPins::Start(config.root / "blobs", config.content_root, keep));
-  std::unique_ptr<LayerManager> manager(new LayerManager(config, std::move(pins), view_mount));
+  std::unique_ptr<LayerManager> manager(
+      new LayerManager(config, std::move(pins), view_mount, std::move(is_recorded)));
   for (const ModelLayer& layer : layers) manager->Add(layer);
   return manager;
 }
 
 LayerManager::LayerManager(const Config& config, std::unique_ptr<BlobPins> pins,
-                           ViewMount view_mount)
+                           ViewMount view_mount, LayerTable::IsRecorded is_recorded)
     : config_(config),
       pins_(std::move(pins)),
       client_(config.containerd_address),
@@ -38,6 +40,7 @@ LayerManager::LayerManager(const Config& config, std::unique_ptr<BlobPins> pins,
           &client_, &finder_,
           [this](const oci::Digest& digest, const oci::Annotations& annotations,
                  absl::Time deadline) { return calls_.authorise(digest, annotations, deadline); }),
+      table_(std::move(is_recorded)),
       mounter_(view_mount) {}
 
 LayerManager::~LayerManager() { Stop(); }

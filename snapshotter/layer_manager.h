@@ -41,9 +41,11 @@ struct FetchCalls {
 // ModelLayers without the process. Thread-safe.
 class LayerManager {
  public:
-  // Sweeps pins, and remembers `layers` as to be opened.
+  // Sweeps pins, and remembers `layers` as to be opened. `is_recorded` is called by Add()
+  // and Await().
   static absl::StatusOr<std::unique_ptr<LayerManager>> Create(
-      const Config& config, const std::vector<ModelLayer>& layers);
+      const Config& config, const std::vector<ModelLayer>& layers,
+      LayerTable::IsRecorded is_recorded = nullptr);
   ~LayerManager();
 
   // The data plane is that of an earlier run and has `views` (hex digests): the
@@ -78,7 +80,8 @@ class LayerManager {
   void CloseUnneeded(const std::vector<std::string>& views);
 
  private:
-  LayerManager(const Config& config, std::unique_ptr<BlobPins> pins, ViewMount view_mount);
+  LayerManager(const Config& config, std::unique_ptr<BlobPins> pins, ViewMount view_mount,
+               LayerTable::IsRecorded is_recorded);
 
   void Work();
   void Open(const LayerTable::Work& work);

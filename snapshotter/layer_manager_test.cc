@@ -160,7 +160,10 @@ class LayerManagerTest : public ::testing::Test {
   // `adopted`: the views of a data plane that an earlier run left.
   void StartManager(const std::vector<ModelLayer>& layers,
                     std::optional<std::vector<std::string>> adopted = std::nullopt) {
-    auto manager = LayerManager::Create(config_, layers);
+    auto manager = LayerManager::Create(config_, layers, [this](int64_t id) {
+      const absl::MutexLock lock(&mu_);
+      return !unrecorded_.contains(id);
+    });
     ASSERT_TRUE(manager.ok()) << manager.status();
     manager_ = *std::move(manager);
     if (adopted) {
@@ -230,6 +233,8 @@ class LayerManagerTest : public ::testing::Test {
   std::unique_ptr<TestContainerd> containerd_;
   Config config_;
   StandIn plane_{dir_};
+  absl::Mutex mu_;
+  std::set<int64_t> unrecorded_ ABSL_GUARDED_BY(mu_);
   std::atomic<int> opened_ = 0, not_opened_ = 0, refused_ = 0;
   std::unique_ptr<LayerManager> manager_;
   std::unique_ptr<Backend> backend_;
@@ -247,6 +252,23 @@ TEST_F(LayerManagerTest, MountsAndRemovesTheLayersOfAChain) {
     EXPECT_FALSE(IsErofsMount(Target(layer)));
   }
   Eventually([&] { return plane_.open().empty() && fs::is_empty(config_.root / "blobs"); });
+}
+
+TEST_F(LayerManagerTest, AChainThatIsRemovedWhileAContainerIsMadeOnItIsNotOpened) {
+  const auto chain = Record(Import("default", kName, "key"));
+  {
+    const absl::MutexLock lock(&mu_);
+    unrecorded_.insert(chain[1].id);
+  }
+  manager_->Remove(chain[1]);
+  const absl::Status status = manager_->Await({"default", "c"}, chain, Soon());
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  EXPECT_THAT(Message(status), HasSubstr("has been removed"));
+  Eventually([&] { return IsErofsMount(Target(chain[0])); });
+  EXPECT_FALSE(IsErofsMount(Target(chain[1])));
+  const auto states = manager_->LayerStates();
+  EXPECT_EQ(states.at("mounted"), 1u);
+  EXPECT_EQ(states.at("failed") + states.at("waiting") + states.at("opening"), 0u);
 }
 
 TEST_F(LayerManagerTest, FindsTheManifestInAnyNamespaceAfterARestart) {

@@ -23,11 +23,21 @@ std::string LayerTitle(const ModelLayer& layer) {
 }
 
 void LayerTable::Add(const ModelLayer& layer) {
+  {
+    absl::MutexLock lock(&mu_);
+    const auto [it, added] = entries_.try_emplace(layer.id);
+    if (!added) return;
+    it->second.layer = layer;
+    it->second.due = absl::Now();
+  }
+  // Where the record goes after this was asked, Remove() finds the entry.
+  const bool recorded = is_recorded_ == nullptr || is_recorded_(layer.id);
   absl::MutexLock lock(&mu_);
-  const auto [it, added] = entries_.try_emplace(layer.id);
-  if (!added) return;
-  it->second.layer = layer;
-  it->second.due = absl::Now();
+  if (!recorded) {
+    Erase(layer.id);
+  } else if (Entry* entry = Find(layer.id)) {
+    entry->recorded = true;
+  }
   changed_.SignalAll();
 }
 
@@ -85,6 +95,7 @@ std::optional<LayerTable::Work> LayerTable::NextWork(absl::Time now, absl::Time*
 }
 
 bool LayerTable::IsSettled(const Entry& entry) const {
+  if (!entry.recorded) return true;
   return entry.mounted && (checking_ || entry.succession == successions_);
 }
 
@@ -197,11 +208,17 @@ void LayerTable::Remove(int64_t id) {
       changed_.WaitWithDeadline(&mu_, patience);
       continue;
     }
-    const oci::Digest digest = entry->layer.label.digest;
-    entries_.erase(id);
-    if (!InUse(digest)) closing_[digest] = absl::Now();
+    Erase(id);
     changed_.SignalAll();
   }
+}
+
+void LayerTable::Erase(int64_t id) {
+  const Entry* const entry = Find(id);
+  if (entry == nullptr) return;
+  const oci::Digest digest = entry->layer.label.digest;
+  entries_.erase(id);
+  if (!InUse(digest)) closing_[digest] = absl::Now();
 }
 
 void LayerTable::CloseUnneeded(const oci::Digest& digest) {

@@ -5,6 +5,7 @@
 #include <absl/synchronization/mutex.h>
 #include <absl/time/time.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -56,7 +57,14 @@ class LayerTable {
     bool check = false;                  // mounted, as `last` says: is its view still open?
   };
 
-  // Nothing happens where the layer is known.
+  // Whether the metadata has a snapshot of this id; may read the disk. Asked of each layer
+  // that is added, since it may have been removed between its look-up and this.
+  using IsRecorded = std::function<bool(int64_t id)>;
+
+  // Null: all are. A record is removed before Remove() is called.
+  explicit LayerTable(IsRecorded is_recorded = nullptr) : is_recorded_(std::move(is_recorded)) {}
+
+  // Nothing happens where the layer is known, or has no record any more.
   void Add(const ModelLayer& layer) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Waits for work; nullopt after Stop().
@@ -117,6 +125,7 @@ class LayerTable {
  private:
   struct Entry {
     ModelLayer layer;
+    bool recorded = false;  // until then nobody works at it
     bool mounted = false;
     bool mounting = false;
     bool busy = false;  // a worker is at it
@@ -132,6 +141,7 @@ class LayerTable {
     bool failed() const { return !mounted && !busy && due == absl::InfiniteFuture(); }
   };
 
+  void Erase(int64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Entry* Find(int64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Entry* EntryOf(const Work& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::optional<Work> NextWork(absl::Time now, absl::Time* next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -141,6 +151,7 @@ class LayerTable {
   bool InUse(const oci::Digest& digest) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::vector<int64_t> Mounted() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  const IsRecorded is_recorded_;
   mutable absl::Mutex mu_;  // this class does nothing slow
   absl::CondVar changed_;   // anything below
   std::map<int64_t, Entry> entries_ ABSL_GUARDED_BY(mu_);

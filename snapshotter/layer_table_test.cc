@@ -5,6 +5,7 @@
 
 #include <absl/synchronization/notification.h>
 
+#include <atomic>
 #include <thread>
 
 namespace kapsule::snapshotter {
@@ -73,6 +74,44 @@ TEST(LayerTableTest, AwaitGivesAFinalErrorAtOnce) {
   const absl::Status status = table.Await({Layer(1, "a")}, In(10)).status();
   EXPECT_EQ(status, absl::NotFoundError("no key"));
   EXPECT_LT(absl::Now() - start, absl::Seconds(1));
+}
+
+TEST(LayerTableTest, ALayerWhoseRecordWentWhileItWasAddedIsForgotten) {
+  // Remove() came before Add(), comes during it, or is still to come.
+  for (const bool during : {false, true}) {
+    LayerTable* self = nullptr;
+    LayerTable table([&](int64_t id) {
+      if (during) self->Remove(id);
+      return false;
+    });
+    self = &table;
+    table.Add(Layer(1, "a"));
+    EXPECT_TRUE(table.Digests().empty());
+    EXPECT_THAT(Message(table.Await({Layer(1, "a")}, In(10)).status()),
+                HasSubstr("has been removed"));
+    table.Remove(1);
+    EXPECT_EQ(MustTake(table).layer, std::nullopt);  // a view of it would be closed
+  }
+}
+
+TEST(LayerTableTest, ALayerIsNotOpenedBeforeItsRecordHasBeenSeen) {
+  std::atomic<bool> asked = false, seen = false;
+  LayerTable table([&](int64_t) {
+    asked = true;
+    absl::SleepFor(absl::Milliseconds(100));
+    seen = true;
+    return true;
+  });
+  std::thread opener([&] {
+    const LayerTable::Work work = MustTake(table);
+    EXPECT_TRUE(seen);
+    EXPECT_TRUE(table.BeginMount(work) && table.Commit(work, {"image", true, {}}));
+  });
+  std::thread adder([&] { table.Add(Layer(1, "a")); });
+  while (!asked) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_TRUE(table.Await({Layer(1, "a")}, In(10)).ok());  // known, and to be waited for
+  opener.join();
+  adder.join();
 }
 
 TEST(LayerTableTest, CountsLayersByState) {

@@ -4,18 +4,17 @@
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <systemd/sd-daemon.h>
 #include <unistd.h>
 
 #include <absl/cleanup/cleanup.h>
 
-#include <CLI/CLI.hpp>
-
+#include "core/base/heap.h"
 #include "core/base/log.h"
-#include "core/base/unix_socket.h"
+#include "core/daemon/notify.h"
 #include "plugin/differ/diff_service.h"
-#include "snapshotter/config.h"
+#include "snapshotter/command_line.h"
 #include "snapshotter/cri_images.h"
+#include "snapshotter/grpc_servers.h"
 #include "snapshotter/layer_backend.h"
 #include "snapshotter/metrics.h"
 #include "snapshotter/model_layers.h"
@@ -26,25 +25,6 @@
 namespace kapsule::snapshotter {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
-  kapsule-snapshotter --config /etc/kapsule/snapshotter.toml
-  kapsule-snapshotter --root /var/lib/kapsule --address /run/kapsule/snapshotter.sock
-
-containerd's config.toml then has:
-  [proxy_plugins.kapsule]
-    type = "snapshot"
-    address = "/run/kapsule/snapshotter.sock"
-
-and from containerd 1.7.4 on, not before, for clients that send no labels:
-  [proxy_plugins.kapsule-diff]
-    type = "diff"
-    address = "/run/kapsule/snapshotter.sock"
-  [plugins."io.containerd.service.v1.diff-service"]
-    default = ["kapsule-diff", "walking"]
-
-Several instances run side by side, each with its own --root and --address.)";
-
-constexpr int kMaxMessageBytes = 16 << 20;
 constexpr auto kShutdownGrace = std::chrono::seconds(2);
 
 // Snapshotter's view of ModelLayers.
@@ -64,112 +44,6 @@ class Backend final : public LayerBackend {
  private:
   ModelLayers& layers_;
 };
-
-// Options write into `config`; those that are not given leave it alone.
-class CommandLine {
- public:
-  CommandLine() {
-    app_.add_option("--config", file_, "Read this TOML file; options below override it")
-        ->type_name("FILE");
-    Path("--root", config_.root, "Where snapshots and their metadata are kept");
-    Path("--address", config_.address, "The unix socket to serve containerd on");
-    Path("--containerd-address", config_.containerd_address, "containerd's own unix socket");
-    Path("--content-root", config_.content_root, "containerd's content store");
-    Path("--keyprovider", config_.keyprovider_socket, "The keyprovider's unix socket");
-    Path("--fuse-program", config_.fuse_program, "kapsule-fuse, if not beside this program");
-    app_.add_option("--fuse-user", config_.fuse_user, "The user that kapsule-fuse runs as")
-        ->type_name("NAME|UID");
-    Path("--fetch-program", config_.fetch_program, "kapsule-fetch, if not beside this program");
-    app_.add_option("--fetch-user", config_.fetch_user, "The user that kapsule-fetch runs as")
-        ->type_name("NAME|UID");
-    Path("--fetch-cache", config_.fetch_cache, "Where it keeps what it read from registries");
-    app_.add_option("--view-mount", config_.view_mount, "How views are mounted: auto, file or loop")
-        ->type_name("WAY");
-    app_.add_option("--metrics-address", config_.metrics_address,
-                    "Serve /metrics and /healthz there: 127.0.0.1:PORT, or a unix socket's path")
-        ->type_name("ADDRESS");
-    app_.add_option("--name", config_.snapshotter_name, "The name in containerd's proxy_plugins")
-        ->type_name("NAME");
-    app_.add_option("--log-level", config_.log_level, "trace, debug, info, warning or error")
-        ->type_name("LEVEL");
-    app_.set_version_flag("--version", "kapsule-snapshotter " KAPSULE_VERSION);
-    app_.footer(kExamples);
-  }
-
-  // Exits after --help, --version and wrong usage.
-  absl::StatusOr<Config> Parse(int argc, char** argv) {
-    ParseOnce(argc, argv);
-    if (!file_.empty()) {
-      ASSIGN_OR_RETURN(config_, LoadConfig(file_));
-      ParseOnce(argc, argv);
-    }
-    RETURN_IF_ERROR(CheckConfig(config_));
-    return config_;
-  }
-
- private:
-  void Path(const char* name, std::filesystem::path& path, const char* what) {
-    app_.add_option_function<std::string>(
-            name, [&path](const std::string& text) { path = text; }, what)
-        ->type_name("PATH");
-  }
-  void ParseOnce(int argc, char** argv) {
-    try {
-      app_.parse(argc, argv);
-    } catch (const CLI::ParseError& error) {
-      exit(app_.exit(error) == 0 ? 0 : 2);
-    }
-  }
-
-  CLI::App app_{
-      "Serves containerd snapshots: ordinary layers as overlayfs, and the layers of"
-      " encrypted models mounted and decrypted on demand."};
-  Config config_;
-  std::string file_;
-};
-
-absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(grpc::ServerBuilder& builder,
-                                                     const std::filesystem::path& address) {
-  RETURN_IF_ERROR(MakeDirs(address.parent_path(), 0755));
-  // gRPC would take the socket of a running process away without a word.
-  if (ConnectUnix(address, SOCK_STREAM).ok())
-    return AlreadyExists("another process listens on {}: give this one an --address of its own",
-                         address.string());
-  int bound = 0;
-  builder.AddListeningPort("unix:" + address.string(), grpc::InsecureServerCredentials(), &bound);
-  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  builder.SetMaxSendMessageSize(kMaxMessageBytes);
-  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr || bound == 0) return Unavailable("cannot listen on {}", address.string());
-  if (chmod(address.c_str(), 0600) != 0) return ErrnoStatus(errno, "chmod " + address.string());
-  return server;
-}
-
-absl::StatusOr<std::unique_ptr<grpc::Server>> Serve(const std::filesystem::path& address,
-                                                    grpc::Service& snapshots, grpc::Service& differ,
-                                                    grpc::Service& node, RpcEnded rpc_ended) {
-  grpc::EnableDefaultHealthCheckService(true);
-  grpc::ServerBuilder builder;
-  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> timers;
-  timers.push_back(TimeRpcs(std::move(rpc_ended)));
-  builder.experimental().SetInterceptorCreators(std::move(timers));
-  builder.RegisterService(&snapshots);
-  builder.RegisterService(&differ);
-  builder.RegisterService(&node);
-  // A Prepare waits for calls that it causes itself, so threads are not bounded.
-  builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MIN_POLLERS, 2);
-  builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 8);
-  return Listen(builder, address);
-}
-
-// Null where the configuration wants none.
-absl::StatusOr<std::unique_ptr<grpc::Server>> ServeCri(const std::filesystem::path& address,
-                                                       CriImages& images) {
-  if (address.empty()) return nullptr;
-  grpc::ServerBuilder builder;
-  builder.RegisterCallbackGenericService(&images);
-  return Listen(builder, address);
-}
 
 differ::SnapshotCalls CallsTo(Snapshotter& snapshotter) {
   return {.claim =
@@ -219,22 +93,16 @@ void AllowManyFiles() {
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-// What the service manager kept for kapsule-holder while nothing of this service ran.
-std::vector<int> StoredDescriptors() {
-  std::vector<int> fds;
-  const int count = sd_listen_fds(0);
-  for (int i = 0; i < count; ++i) fds.push_back(SD_LISTEN_FDS_START + i);
-  return fds;
-}
-
 // Meanwhile the health service "failover" tells whether kapsule-fuse can be succeeded.
 int WaitForSignal(const sigset_t& signals, const ModelLayers& layers,
                   grpc::HealthCheckServiceInterface& health) {
   constexpr timespec kRound{1, 0};
+  HeapTrimmer heap;
   for (;;) {
     health.SetServingStatus("failover", layers.failover());
     const int signal = sigtimedwait(&signals, nullptr, &kRound);
     if (signal > 0) return signal;
+    heap.Trim();
   }
 }
 
@@ -251,8 +119,11 @@ absl::Status Run(Config config, const sigset_t& signals) {
   CriImages cri_images(config.containerd_address);
   ASSIGN_OR_RETURN(const std::unique_ptr<ModelLayers> layers,
                    ModelLayers::Start(
-                       config, known, StoredDescriptors(),
+                       config, known, daemon::PassedDescriptors(),
                        [&](const std::string& image) { return cri_images.Find(image); },
+                       [&records = *store](int64_t id) {
+                         return !absl::IsNotFound(records.GetById(id).status());
+                       },
                        metrics.layer_events()));
   // What is mounted is in use: a start that fails must not end it.
   absl::Cleanup leave = [&] {
@@ -274,11 +145,11 @@ absl::Status Run(Config config, const sigset_t& signals) {
   server->GetHealthCheckService()->SetServingStatus(true);
   log::info("{} serves {} with root {}", KAPSULE_VERSION, config.address.string(),
             config.root.string());
-  sd_notify(0, "READY=1");
+  daemon::NotifyReady();
 
   const int signal = WaitForSignal(signals, *layers, *server->GetHealthCheckService());
   std::move(leave).Cancel();
-  sd_notify(0, "STOPPING=1");
+  daemon::NotifyStopping();
   if (signal == SIGTERM && layers->AnyMounted()) {
     log::info(
         "stopping; kapsule-fuse and the mounted layers stay for the next start (SIGINT ends them)");
@@ -294,8 +165,8 @@ absl::Status Run(Config config, const sigset_t& signals) {
 }
 
 int Main(int argc, char** argv) {
-  CommandLine command_line;
-  const absl::StatusOr<Config> config = command_line.Parse(argc, argv);
+  KeepHeapSmall();
+  const absl::StatusOr<Config> config = ParseCommandLine(argc, argv);
   absl::Status status = config.status();
   if (status.ok()) status = InitLog("kapsule-snapshotter", config->log_level);
   if (!status.ok()) {

@@ -6,35 +6,18 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <optional>
 #include <set>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <absl/base/thread_annotations.h>
 #include <absl/functional/function_ref.h>
 #include <absl/synchronization/mutex.h>
 
-#include "snapshotter/model_layers.h"
-#include "snapshotter/snapshot.h"
-#include "snapshotter/sqlite.h"
+#include "snapshotter/metadata_records.h"
 
 namespace kapsule::snapshotter {
-
-struct Record {
-  int64_t id = 0;  // never used twice
-  Info info;
-  Usage usage;                      // of a committed snapshot
-  std::optional<ModelLayer> layer;  // where it is a Kapsule layer, or will be when committed
-};
-
-// A committed snapshot and those below it.
-struct Chain {
-  std::vector<int64_t> ids;        // top to bottom
-  std::vector<ModelLayer> layers;  // those that are Kapsule layers, bottom to top
-
-  bool IsLayerOnTop() const { return !layers.empty() && layers.back().id == ids.front(); }
-};
 
 // Thread-safe. Changes that come while others are written go to the disk together;
 // readers do not wait for them. Errors of the file itself are those of Database
@@ -117,6 +100,11 @@ class MetadataStore {
       ABSL_LOCKS_EXCLUDED(queue_mu_, write_mu_);
   absl::Status WriteTogether(const std::vector<Waiting*>& all) ABSL_LOCKS_EXCLUDED(write_mu_);
   absl::Status WriteOne(Waiting& one) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mu_);
+
+  template <typename Query>
+  std::invoke_result_t<Query, Database&> Read(Query query) ABSL_LOCKS_EXCLUDED(read_mu_);
+  template <typename Query>
+  std::invoke_result_t<Query, Database&> ReadTogether(Query query) ABSL_LOCKS_EXCLUDED(read_mu_);
 
   const std::unique_ptr<Database> writer_owner_, reader_owner_;
 

@@ -47,6 +47,7 @@ std::vector<std::string> FlagsOf(const Config& config) {
   add("--chunk-cache-bytes", config.chunk_cache_bytes);
   add("--index-cache-bytes", config.index_cache_bytes);
   add("--key-grace-ms", config.key_grace_ms);
+  add("--fetch-grace-ms", config.fetch_grace_ms);
   return flags;
 }
 
@@ -85,10 +86,11 @@ std::vector<std::string> FetchArguments(const Config& config, const User& user) 
 class ModelLayers::Impl {
  public:
   absl::Status Start(const Config& config, const std::vector<ModelLayer>& layers,
-                     std::vector<int> stored_fds, FindCredentials credentials, LayerEvents events) {
+                     std::vector<int> stored_fds, FindCredentials credentials,
+                     LayerTable::IsRecorded is_recorded, LayerEvents events) {
     ASSIGN_OR_RETURN(const User user, FindUser("fuse_user", config.fuse_user));
     ASSIGN_OR_RETURN(const User fetch_user, FindUser("fetch_user", config.fetch_user));
-    ASSIGN_OR_RETURN(manager_, LayerManager::Create(config, layers));
+    ASSIGN_OR_RETURN(manager_, LayerManager::Create(config, layers, std::move(is_recorded)));
     LayerManager* const manager = manager_.get();
     ASSIGN_OR_RETURN(
         data_plane_,
@@ -106,6 +108,9 @@ class ModelLayers::Impl {
                           .stuck_after = config.stuck_after_ms == 0
                                              ? absl::InfiniteDuration()
                                              : absl::Milliseconds(config.stuck_after_ms),
+                          .abandon_after = config.abandon_after_ms == 0
+                                               ? absl::InfiniteDuration()
+                                               : absl::Milliseconds(config.abandon_after_ms),
                           .settle_after = absl::Milliseconds(config.open_timeout_ms) + kSettleTime,
                           .on_death = [manager] { manager->OnDeath(); },
                           .on_restart = [this] { OnRestart(); },
@@ -116,15 +121,18 @@ class ModelLayers::Impl {
                               }}));
     if (data_plane_->adopted()) manager_->Adopt(*data_plane_->adopted());
     DataPlane* const plane = data_plane_.get();
-    auto fetcher = std::make_unique<BlobFetcher>(
-        BlobFetcher::Options{.program = config.fetch_program,
-                             .arguments = FetchArguments(config, fetch_user),
-                             .pid_file = config.root / "fetch.pid",
-                             .hand_over =
-                                 [plane](const UniqueFd& socket) {
-                                   return plane->UseFetcher(socket, absl::Now() + kHandOverTime);
-                                 },
-                             .credentials = std::move(credentials)});
+    auto fetcher = std::make_unique<BlobFetcher>(BlobFetcher::Options{
+        .program = config.fetch_program,
+        .arguments = FetchArguments(config, fetch_user),
+        .pid_file = config.root / "fetch.pid",
+        .hand_over =
+            [plane](const UniqueFd& socket) {
+              return plane->UseFetcher(socket, absl::Now() + kHandOverTime);
+            },
+        .blobs = {.credentials = std::move(credentials),
+                  .use_file = [plane](const oci::Digest& digest, const UniqueFd& blob) {
+                    return plane->UseFile(digest, blob, absl::Now() + kHandOverTime);
+                  }}});
     manager->Run(CallsTo(plane), CallsTo(fetcher.get()), std::move(events));
     const absl::MutexLock lock(&mu_);
     fetcher_ = std::move(fetcher);
@@ -202,10 +210,10 @@ ModelLayers::~ModelLayers() = default;
 
 absl::StatusOr<std::unique_ptr<ModelLayers>> ModelLayers::Start(
     const Config& config, const std::vector<ModelLayer>& layers, std::vector<int> stored_fds,
-    FindCredentials credentials, LayerEvents events) {
+    FindCredentials credentials, std::function<bool(int64_t id)> is_recorded, LayerEvents events) {
   auto impl = std::make_unique<Impl>();
   RETURN_IF_ERROR(impl->Start(config, layers, std::move(stored_fds), std::move(credentials),
-                              std::move(events)));
+                              std::move(is_recorded), std::move(events)));
   return std::unique_ptr<ModelLayers>(new ModelLayers(std::move(impl)));
 }
 

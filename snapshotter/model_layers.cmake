@@ -8,6 +8,7 @@ kapsule_library(layer_manager
 
 if(TARGET kapsule::data_plane)
   kapsule_library(model_layers
-    SOURCES blob_fetcher.cc model_layers.cc
+    SOURCES blob_fetcher.cc blob_open_request.cc model_layers.cc open_blobs.cc
+    TESTS blob_fetcher_test.cc blob_open_request_test.cc open_blobs_test.cc
     DEPS kapsule::layer_manager kapsule::data_plane kapsule::cri_images)
 endif()

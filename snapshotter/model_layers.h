@@ -45,12 +45,12 @@ class ModelLayers {
   // Starts kapsule-fuse and opens `layers` again in the background; or goes on with
   // the data plane of an earlier run and the mounts of `layers` that it left below
   // <root>/l. All other mounts there are detached. `stored_fds` as in
-  // DataPlane::Options. `credentials` are for kapsule-fetch.
-  static absl::StatusOr<std::unique_ptr<ModelLayers>> Start(const Config& config,
-                                                            const std::vector<ModelLayer>& layers,
-                                                            std::vector<int> stored_fds,
-                                                            FindCredentials credentials,
-                                                            LayerEvents events = {});
+  // DataPlane::Options. `credentials` are for kapsule-fetch. `is_recorded` tells, when
+  // Add() and Await() ask, whether the metadata has a snapshot of this id.
+  static absl::StatusOr<std::unique_ptr<ModelLayers>> Start(
+      const Config& config, const std::vector<ModelLayer>& layers, std::vector<int> stored_fds,
+      FindCredentials credentials, std::function<bool(int64_t id)> is_recorded,
+      LayerEvents events = {});
   // Unmounts every view and ends kapsule-fuse, except after Leave().
   ~ModelLayers();
 
@@ -78,7 +78,7 @@ class ModelLayers {
   //            unpacking would fail, pulling again will do
   absl::Status PreRegister(const std::string& ns, const oci::Digest& chain_id);
 
-  // A new layer: opens it in the background. Never waits.
+  // A new layer: opens it in the background, where its snapshot is recorded still.
   void Add(const ModelLayer& layer);
 
   // Waits until all of `chain` (the Kapsule layers below a container, bottom to

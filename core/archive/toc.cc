@@ -1,6 +1,7 @@
 #include "core/archive/toc.h"
 
 #include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/wire_format_lite.h>
 
 #include <algorithm>
 #include <utility>
@@ -10,6 +11,7 @@
 namespace kapsule::archive {
 namespace {
 
+using google::protobuf::internal::WireFormatLite;
 using google::protobuf::io::CodedInputStream;
 
 // Two paths, a digest and numbers, with room to spare: an entry that is larger
@@ -63,9 +65,33 @@ v1::TocEntry EntryToProto(const TocEntry& entry) {
   return proto;
 }
 
+// Whether an entry that could be parsed has a field that this version does not know.
+bool HasUnknownField(const uint8_t* data, int length) {
+  using Entry = v1::TocEntry;
+  CodedInputStream in(data, length);
+  while (const uint32_t tag = in.ReadTag()) {
+    switch (tag) {
+      case Entry::kPathFieldNumber << 3 | WireFormatLite::WIRETYPE_LENGTH_DELIMITED:
+      case Entry::kTypeFieldNumber << 3 | WireFormatLite::WIRETYPE_VARINT:
+      case Entry::kModeFieldNumber << 3 | WireFormatLite::WIRETYPE_VARINT:
+      case Entry::kUidFieldNumber << 3 | WireFormatLite::WIRETYPE_VARINT:
+      case Entry::kGidFieldNumber << 3 | WireFormatLite::WIRETYPE_VARINT:
+      case Entry::kMtimeFieldNumber << 3 | WireFormatLite::WIRETYPE_VARINT:
+      case Entry::kSizeFieldNumber << 3 | WireFormatLite::WIRETYPE_VARINT:
+      case Entry::kOffsetFieldNumber << 3 | WireFormatLite::WIRETYPE_VARINT:
+      case Entry::kLinkTargetFieldNumber << 3 | WireFormatLite::WIRETYPE_LENGTH_DELIMITED:
+      case Entry::kDigestFieldNumber << 3 | WireFormatLite::WIRETYPE_LENGTH_DELIMITED:
+      case Entry::kXattrsFieldNumber << 3 | WireFormatLite::WIRETYPE_LENGTH_DELIMITED:
+        if (WireFormatLite::SkipField(&in, tag)) break;
+        [[fallthrough]];
+      default:
+        return true;
+    }
+  }
+  return false;
+}
+
 absl::StatusOr<TocEntry> EntryFromProto(const v1::TocEntry& proto) {
-  if (!proto.GetReflection()->GetUnknownFields(proto).empty())
-    return InvalidArgument("unknown field");
   if (proto.xattrs_size() != 0) return InvalidArgument("extended attributes are not supported");
   TocEntry entry;
   ASSIGN_OR_RETURN(entry.type, TypeFromProto(proto.type()));
@@ -170,7 +196,9 @@ absl::StatusOr<Toc> ParseToc(ByteSpan bytes, uint64_t tar_length) {
       return InvalidArgument("toc of more than {} entries", kMaxTocEntries);
     if (!proto.ParseFromArray(data + at, static_cast<int>(length)))
       return InvalidArgument("toc entry {} is malformed", toc.entries.size());
-    absl::StatusOr<TocEntry> entry = EntryFromProto(proto);
+    absl::StatusOr<TocEntry> entry = HasUnknownField(data + at, static_cast<int>(length))
+                                         ? InvalidArgument("unknown field")
+                                         : EntryFromProto(proto);
     if (!entry.ok())
       return Annotate(entry.status(), fmt::format("toc entry {}", toc.entries.size()));
     toc.entries.push_back(*std::move(entry));

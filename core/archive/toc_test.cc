@@ -165,9 +165,10 @@ TEST(TocTest, RefusesWhatItDoesNotServe) {
   for (const size_t size : {0, 31, 33})
     EXPECT_THAT(ProtoErrorOf([&](auto& e) { e.set_digest(std::string(size, 'd')); }),
                 HasSubstr("digest"));
-  EXPECT_THAT(
-      ProtoErrorOf([](auto& e) { e.GetReflection()->MutableUnknownFields(&e)->AddVarint(99, 1); }),
-      HasSubstr("unknown field"));
+  // Field 99, and field 3 as bytes.
+  for (const std::string unknown : {"\x98\x06\x01", "\x1a\x01x"})
+    EXPECT_THAT(ProtoErrorOf([&](auto& e) { ASSERT_TRUE(e.MergeFromString(unknown)); }),
+                HasSubstr("unknown field"));
 }
 
 TEST(TocTest, SkipsPaddingWhereverItStands) {

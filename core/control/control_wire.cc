@@ -52,6 +52,9 @@ absl::StatusOr<size_t> CheckBody(const v1::DataPlaneRequest& request) {
     case v1::DataPlaneRequest::kUseLocal:
       RETURN_IF_ERROR(CheckDigest(request.use_local().digest()));
       return 1;
+    case v1::DataPlaneRequest::kUseFile:
+      RETURN_IF_ERROR(CheckDigest(request.use_file().digest()));
+      return 1;
     case v1::DataPlaneRequest::REQUEST_NOT_SET:
       break;
   }

@@ -80,6 +80,11 @@ TEST_F(ControlWireTest, ARequestIsRefusedWhereAFieldIsWrong) {
   request.mutable_use_local()->set_digest(kDigest);
   EXPECT_TRUE(CheckRequest(request, 1).ok());
   EXPECT_FALSE(CheckRequest(request, 0).ok());
+  request.mutable_use_file();
+  EXPECT_FALSE(CheckRequest(request, 1).ok());
+  request.mutable_use_file()->set_digest(kDigest);
+  EXPECT_TRUE(CheckRequest(request, 1).ok());
+  EXPECT_FALSE(CheckRequest(request, 0).ok());
 }
 
 TEST(LayerRecordTest, ARecordKeepsTheAnnotationsAndWhetherItIsRemote) {

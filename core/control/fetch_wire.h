@@ -40,7 +40,8 @@ struct FetchHave {  // the set ones can be read; others may be there or not
   uint64_t first = 0;
   std::bitset<kMaxFetchBlocks> blocks;
 };
-struct FetchFailed {  // reads that wait for these fail
+struct FetchFailed {  // reads that wait for these fail; Aborted: the blob is not open, yet,
+                      // and they are to be asked for again
   uint64_t first = 0;
   uint32_t count = 1;
   absl::Status why;  // not OK; the text is cut at kMaxFetchText

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <ctime>
 
 #include "core/base/unix_socket.h"
@@ -58,6 +59,13 @@ Received Receive(int socket, MutableByteSpan into, size_t* length, Attached& att
   return Received::kPacket;
 }
 
+// In milliseconds, for poll(2).
+int PollTimeout(absl::Duration left) {
+  if (left == absl::InfiniteDuration()) return -1;
+  if (left <= absl::ZeroDuration()) return 0;
+  return static_cast<int>(absl::ToInt64Milliseconds(std::min(left, absl::Hours(1)))) + 1;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HolderServer>> HolderServer::Make(UniqueFd listening, uid_t own,
@@ -78,6 +86,10 @@ bool HolderServer::HasRoomFor(uid_t uid) const {
   const auto own = [&](const Client& client) { return used(client) && client.uid != 0; };
   if (uid != 0 && std::ranges::count_if(clients_, own) >= ptrdiff_t{kMaxOwnClients}) return false;
   return !std::ranges::all_of(clients_, used);
+}
+
+bool HolderServer::alone() const {
+  return std::ranges::none_of(clients_, [](const Client& client) { return client.socket.valid(); });
 }
 
 void HolderServer::Accept() {
@@ -138,22 +150,32 @@ bool HolderServer::Serve(int client, bool* quit) {
   return true;
 }
 
-absl::StatusOr<bool> HolderServer::Run(int stop) {
+absl::StatusOr<HolderServer::End> HolderServer::Run(int stop, absl::Duration abandon_after) {
+  using Clock = std::chrono::steady_clock;
   std::array<pollfd, kMaxClients + 2> waiting;
+  Clock::time_point alone_since = Clock::now();
   while (true) {
+    const bool was_alone = alone();
+    const absl::Duration left = was_alone
+                                    ? abandon_after - absl::FromChrono(Clock::now() - alone_since)
+                                    : absl::InfiniteDuration();
     // poll(2) passes over negative descriptors.
     for (size_t i = 0; i < kMaxClients; ++i) waiting[i] = {clients_[i].socket.get(), POLLIN, 0};
     waiting[kMaxClients] = {listening_.get(), POLLIN, 0};
     waiting[kMaxClients + 1] = {stop, POLLIN, 0};
-    if (poll(waiting.data(), waiting.size(), -1) < 0) {
+    const int ready = poll(waiting.data(), waiting.size(), PollTimeout(left));
+    if (ready < 0) {
       if (errno == EINTR) continue;
       return ErrnoStatus(errno, "poll");
     }
-    if (waiting[kMaxClients + 1].revents != 0) return false;
+    if (!was_alone) alone_since = Clock::now();
+    // However late this is: nobody waits to be accepted either.
+    if (ready == 0 && left <= absl::ZeroDuration()) return End::kAbandoned;
+    if (waiting[kMaxClients + 1].revents != 0) return End::kStopped;
     bool quit = false;
     for (size_t i = 0; i < kMaxClients && !quit; ++i)
       if (waiting[i].revents != 0 && !Serve(clients_[i].socket.get(), &quit)) clients_[i] = {};
-    if (quit) return true;
+    if (quit) return End::kQuit;
     if (waiting[kMaxClients].revents != 0) Accept();
   }
 }

@@ -1,6 +1,8 @@
 // The holder's end of its socket.
 #pragma once
 
+#include <absl/time/time.h>
+
 #include <array>
 
 #include "core/control/holder_store.h"
@@ -24,14 +26,17 @@ class HolderServer {
   static absl::StatusOr<std::unique_ptr<HolderServer>> Make(UniqueFd listening, uid_t own,
                                                             HolderStore& store);
 
-  // Until Quit, where it is true, or until `stop` is readable.
-  absl::StatusOr<bool> Run(int stop);
+  // kStopped: `stop` is readable. kQuit: root asked for it. kAbandoned: no client was
+  // connected for so long; who connects now finds its connection ended, unanswered.
+  enum class End { kStopped, kQuit, kAbandoned };
+  absl::StatusOr<End> Run(int stop, absl::Duration abandon_after = absl::InfiniteDuration());
 
  private:
   HolderServer(UniqueFd listening, uid_t own, HolderStore& store)
       : listening_(std::move(listening)), own_(own), store_(store) {}
   void Accept();
   bool HasRoomFor(uid_t uid) const;
+  bool alone() const;
   // False where the client is to be dropped.
   bool Serve(int client, bool* quit);
   void Answer(int socket, size_t bytes, std::span<const UniqueFd> fds);

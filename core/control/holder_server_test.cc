@@ -36,7 +36,7 @@ class HolderServerTest : public testing::Test {
     server_ =
         HolderServer::Make(ListenUnix(path_, SOCK_SEQPACKET, 0666).value(), kOwn, store_).value();
     chmod(folder_.c_str(), 0755);
-    thread_ = std::thread([this] { quit_ = server_->Run(stop_.get()); });
+    thread_ = std::thread([this] { end_ = server_->Run(stop_.get()); });
   }
   ~HolderServerTest() override {
     Stop();
@@ -56,7 +56,7 @@ class HolderServerTest : public testing::Test {
   const UniqueFd stop_{eventfd(0, EFD_CLOEXEC)};
   HolderStore store_{1000};
   std::unique_ptr<HolderServer> server_;
-  absl::StatusOr<bool> quit_ = false;
+  absl::StatusOr<HolderServer::End> end_ = HolderServer::End::kStopped;
   std::thread thread_;
 };
 
@@ -159,7 +159,7 @@ TEST_F(HolderServerTest, QuitLetsGoOfEverythingAndCallsFailThen) {
   char c;
   EXPECT_EQ(read(reader.get(), &c, 1), 0);
   thread_.join();
-  EXPECT_TRUE(quit_.value());
+  EXPECT_EQ(end_.value(), HolderServer::End::kQuit);
   server_.reset();
   EXPECT_EQ(holder.Put("fuse", {0}).code(), StatusCode::kUnavailable);
   EXPECT_EQ(holder.List("").status().code(), StatusCode::kUnavailable);

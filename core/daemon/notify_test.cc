@@ -1,10 +1,12 @@
 #include "core/daemon/notify.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <cstring>
 
@@ -39,6 +41,23 @@ TEST(NotifyTest, SystemdHearsEachState) {
   NotifyReady();
   EXPECT_EQ(received(), "");
   EXPECT_TRUE(RemoveTree(folder).ok());
+}
+
+TEST(NotifyTest, PassedDescriptorsAreThoseOfThisProcess) {
+  EXPECT_THAT(PassedDescriptors(), ::testing::IsEmpty());
+  setenv("LISTEN_FDS", "2", 1);
+  setenv("LISTEN_PID", std::to_string(getppid()).c_str(), 1);
+  EXPECT_THAT(PassedDescriptors(), ::testing::IsEmpty());
+  setenv("LISTEN_PID", std::to_string(getpid()).c_str(), 1);
+  UniqueFd third(dup2(STDERR_FILENO, 3)), fourth(dup2(STDERR_FILENO, 4));
+  EXPECT_THAT(PassedDescriptors(), ::testing::ElementsAre(3, 4));
+  EXPECT_EQ(fcntl(4, F_GETFD), FD_CLOEXEC);
+  for (const char* const bad : {"", "-1", "2x", "99999999999"}) {
+    setenv("LISTEN_FDS", bad, 1);
+    EXPECT_THAT(PassedDescriptors(), ::testing::IsEmpty()) << bad;
+  }
+  unsetenv("LISTEN_FDS");
+  unsetenv("LISTEN_PID");
 }
 
 }  // namespace

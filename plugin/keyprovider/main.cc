@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
+#include "core/base/heap.h"
 #include "core/base/log.h"
 #include "core/daemon/hardening.h"
 #include "core/daemon/listener.h"
@@ -123,6 +124,7 @@ int Fail(const absl::Status& status, int code) {
 }
 
 int Main(int argc, char** argv) {
+  KeepHeapSmall();
   if (const absl::Status forbidden = daemon::ForbidDumps(); !forbidden.ok())
     return Fail(forbidden, 1);
   CLI::App app("Unwraps the layer keys of encrypted images for local programs.",

@@ -88,6 +88,11 @@ absl::Status BlobFile::Sync() const {
   return fdatasync(file_.get()) == 0 ? absl::OkStatus() : ErrnoStatus(errno, "sync a cached blob");
 }
 
+uint64_t BlobFile::NextHole(uint64_t offset) const {
+  const off_t hole = lseek(file_.get(), static_cast<off_t>(offset), SEEK_HOLE);
+  return hole < 0 ? size() : static_cast<uint64_t>(hole);
+}
+
 uint64_t BlobFile::BytesOnDisk() const {
   struct stat st;
   return fstat(file_.get(), &st) == 0 ? static_cast<uint64_t>(st.st_blocks) * 512 : 0;

@@ -31,6 +31,9 @@ class BlobFile final : public ReaderAt {
 
   uint64_t inode() const { return inode_; }
   uint64_t BytesOnDisk() const;
+  // The first byte from `offset` on that nothing was written to since it was made or
+  // punched; size() where there is none, or the file system does not know.
+  uint64_t NextHole(uint64_t offset) const;
 
  private:
   BlobFile(const CacheFolder& folder, const oci::Digest& blob, UniqueFd file, uint64_t inode)

@@ -16,6 +16,7 @@ std::vector<Range> BlobPlan::Begin(BlockSet there, StreamGuess guess) {
   there_ = std::move(there);
   guess_ = std::move(guess);
   young_ = old_ = BlockSet(there_.size());
+  punching_.clear();
   std::vector<uint64_t> beyond;
   for (auto it = waits_.lower_bound(there_.size()); it != waits_.end();) {
     beyond.push_back(it->first);
@@ -151,19 +152,26 @@ std::vector<Range> BlobPlan::StartGoing(uint64_t count) {
       if (block == there_.size()) block = there_.Next(true, 0);
       hand_ = block + 1;
       const bool spared = young_.Has(block) || (also_spared && also_spared->Has(block));
-      if (!spared && !asked_again_.contains(block)) chosen.insert(block);
+      if (!spared && !asked_.contains(block)) chosen.insert(block);
     }
   };
   choose(&old_);
   choose(nullptr);
   for (const uint64_t block : chosen) there_.Remove(block);
   going_.insert(chosen.begin(), chosen.end());
+  for (const uint64_t block : chosen) asked_[block] = 1;
   return RangesOf(chosen, kPerPacket);
+}
+
+void BlobPlan::AskedAgain() {
+  for (const uint64_t block : going_) ++asked_[block];
 }
 
 std::vector<Range> BlobPlan::going() const { return RangesOf(going_, kPerPacket); }
 
 BlobPlan::LetGo BlobPlan::Release(Range blocks) {
+  for (auto it = asked_.lower_bound(blocks.first); it != asked_.end() && it->first < blocks.end();)
+    it = --it->second == 0 ? asked_.erase(it) : std::next(it);
   std::vector<uint64_t> punch, kept;
   for (auto it = going_.lower_bound(blocks.first); it != going_.end() && *it < blocks.end();) {
     const uint64_t block = *it;
@@ -187,6 +195,12 @@ void BlobPlan::Gone(const std::vector<Range>& punched) {
 void BlobPlan::Stay() {
   for (const uint64_t block : going_) there_.Add(block);
   going_.clear();
+}
+
+void BlobPlan::Reset() {
+  BlobPlan fresh;
+  fresh.asked_ = std::move(asked_);
+  *this = std::move(fresh);
 }
 
 void BlobPlan::Age() { old_ = std::exchange(young_, BlockSet(there_.size())); }

@@ -20,6 +20,10 @@ class BlobPlanTest : public testing::Test {
     for (uint64_t block = range.first; block < range.end(); ++block) plan_.Arrived(block);
     plan_.Landed(range);
   }
+  void AgeTwice() {
+    plan_.Age();
+    plan_.Age();
+  }
   BlobPlan plan_;
 };
 
@@ -146,17 +150,48 @@ TEST_F(BlobPlanTest, AnAnswerThatNobodyAskedForChangesNothing) {
   EXPECT_TRUE(plan_.HasAll({0, 4}));
 }
 
-TEST_F(BlobPlanTest, WhatWasAskedForTwiceNeverGoesAgain) {
+TEST_F(BlobPlanTest, WhatWasAskedForTwiceGoesAgainWhenBothAnswersCame) {
   Bring({0, 2});
-  plan_.Age();
-  plan_.Age();
+  AgeTwice();
   ASSERT_THAT(plan_.StartGoing(1), ElementsAre(Range{0, 1}));
   plan_.AskedAgain();
   plan_.Want({0, 1}, kNow, kLater);
   plan_.Release({0, 1});
-  plan_.Age();
-  plan_.Age();
+  AgeTwice();
   EXPECT_THAT(plan_.StartGoing(2), ElementsAre(Range{1, 1}));
+  plan_.Release({0, 1});
+  EXPECT_TRUE(plan_.HasAll({0, 1}));
+  EXPECT_THAT(plan_.StartGoing(2), ElementsAre(Range{0, 1}));
+}
+
+TEST_F(BlobPlanTest, WhatWasAskedForOnALostConnectionGoesOnTheNext) {
+  Bring({0, 2});
+  AgeTwice();
+  ASSERT_THAT(plan_.StartGoing(2), ElementsAre(Range{0, 2}));
+  plan_.AskedAgain();
+  plan_.ForgetQuestions();
+  EXPECT_FALSE(plan_.AwaitsAnswers());
+  plan_.AskedAgain();
+  plan_.Want({0, 2}, kNow, kLater);
+  EXPECT_THAT(plan_.Release({0, 2}).kept, ElementsAre(Range{0, 2}));
+  AgeTwice();
+  EXPECT_THAT(plan_.StartGoing(2), ElementsAre(Range{0, 2}));
+}
+
+TEST_F(BlobPlanTest, AnAnswerFromBeforeTheBlobWasClosedLetsNothingGo) {
+  Bring({0, 1});
+  AgeTwice();
+  ASSERT_THAT(plan_.StartGoing(1), ElementsAre(Range{0, 1}));
+  plan_.Stay();
+  EXPECT_THAT(plan_.StartGoing(1), IsEmpty());
+  plan_.Reset();
+  EXPECT_TRUE(plan_.AwaitsAnswers());
+  plan_.Begin(BlockSet(100), StreamGuess(1, 1));
+  Bring({0, 1});
+  AgeTwice();
+  EXPECT_THAT(plan_.StartGoing(1), IsEmpty());
+  EXPECT_THAT(plan_.Release({0, 1}).punch, IsEmpty());
+  EXPECT_THAT(plan_.StartGoing(1), ElementsAre(Range{0, 1}));
 }
 
 }  // namespace

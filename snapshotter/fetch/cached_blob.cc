@@ -72,6 +72,7 @@ absl::StatusOr<CachedBlob::Loaded> CachedBlob::Load(const CacheFolder& folder, c
   std::unique_ptr<CachedBlob> blob(
       new CachedBlob(folder, name, *header, std::move(file), std::move(memory)));
   BlockSet there = blob->ReadStored();
+  blob->DropHoles(there);
   const Range toc = blob->toc_blocks();
   if (toc.count != 0) {
     const FetchBytes near = [&](uint64_t offset, MutableByteSpan out) {
@@ -96,6 +97,20 @@ BlockSet CachedBlob::ReadStored() const {
   log::warn("cache: what is there of {} is fetched again: {}", name_.digest.text(),
             list.ok() ? "its list is of another file or index" : Describe(list.status()));
   return none;
+}
+
+void CachedBlob::DropHoles(BlockSet& there) const {
+  const uint64_t listed = there.count();
+  for (uint64_t block = there.Next(true, 0); block < blocks_;) {
+    const uint64_t hole = file_->NextHole(OffsetOf(block));
+    while (block < blocks_ && OffsetOf(block) + LengthOf(block) <= hole)
+      block = there.Next(true, block + 1);
+    if (block < blocks_ && hole >= OffsetOf(block)) there.Remove(block);
+    if (block < blocks_) block = there.Next(true, block);
+  }
+  if (there.count() < listed)
+    log::warn("cache: {} of the {} blocks that the list of {} names are not in its file",
+              listed - there.count(), listed, name_.digest.text());
 }
 
 size_t CachedBlob::LengthOf(uint64_t block) const { return BytesOf({block, 1}); }
@@ -137,8 +152,7 @@ absl::Status CachedBlob::Store(const BlockSet& there) const {
 
 absl::Status CachedBlob::Punch(const std::vector<Range>& ranges, const BlockSet& left) const {
   // What a full disk has no room for can be told by nothing at all.
-  RETURN_IF_ERROR(file_->Sync());
-  if (!StoreList(left).ok()) RETURN_IF_ERROR(folder_.RemoveList(name_.digest));
+  if (!Store(left).ok()) RETURN_IF_ERROR(folder_.RemoveList(name_.digest));
   for (const Range& range : ranges)
     RETURN_IF_ERROR(file_->Punch(OffsetOf(range.first), BytesOf(range)));
   return absl::OkStatus();

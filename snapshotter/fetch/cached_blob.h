@@ -21,7 +21,9 @@ class CachedBlob {
  public:
   struct Loaded {
     std::unique_ptr<CachedBlob> blob;
-    BlockSet there;  // as the stored list says, where it is of this file and index
+    // As the stored list says, where it is of this file and index, without blocks
+    // that the file has not whole: an older list may name what was punched since.
+    BlockSet there;
   };
   // Opens or makes the file; `fetch` is called where the header is not there yet.
   // `folder` outlives the blob.
@@ -59,6 +61,7 @@ class CachedBlob {
   CachedBlob(const CacheFolder& folder, const BlobName& name, const archive::IndexHeader& header,
              std::unique_ptr<BlobFile> file, std::shared_ptr<archive::PageCache> memory);
   BlockSet ReadStored() const;
+  void DropHoles(BlockSet& there) const;
   absl::Status StoreList(const BlockSet& there) const;
 
   const CacheFolder& folder_;

@@ -1,9 +1,11 @@
 #include "snapshotter/fetch/cached_blob.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <fstream>
+#include <new>
 
 #include "core/blob/test_layer.h"
 
@@ -79,6 +81,46 @@ TEST_F(CachedBlobTest, AListThatIsCutDamagedOrMissingIsNotBelieved) {
   }
   fs::remove(List());
   EXPECT_EQ(Load()->there.count(), 0u);
+}
+
+TEST_F(CachedBlobTest, AnOlderListNamesNothingThatWasPunchedSince) {
+  Prepare();
+  const std::string list = ReadFile(List(), 10'000).value();
+  auto loaded = Load().value();
+  BlockSet left = std::move(loaded.there);
+  left.Remove(0);
+  ASSERT_TRUE(loaded.blob->Punch({{0, 1}}, left).ok());
+  std::ofstream(List()) << list;
+  const BlockSet there = Load()->there;
+  EXPECT_FALSE(there.Has(0));
+  EXPECT_TRUE(there.Has(2));
+}
+
+TEST_F(CachedBlobTest, ABlockWithAHoleInItIsNotThere) {
+  Prepare();
+  const UniqueFd file = OpenFile(File(), O_RDWR).value();
+  ASSERT_EQ(
+      fallocate(file.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (2 << 20) + 8192, 4096), 0);
+  const BlockSet there = Load()->there;
+  EXPECT_TRUE(there.Has(0));
+  EXPECT_FALSE(there.Has(2));
+}
+
+TEST_F(CachedBlobTest, APageThatThereWasNoMemoryForKeepsNobodyWaiting) {
+  Prepare();
+  auto blob = Load().value().blob;
+  const UniqueFd file = OpenFile(File(), O_RDWR).value();
+  const uint64_t page = archive::LayoutOf(layer_.header).blocks.levels[0].offset;
+  ASSERT_EQ(pwrite(file.get(), "damage", 6, static_cast<off_t>(page)), 6);
+  ASSERT_EQ(fsync(file.get()), 0);
+  std::string buffer(1 << 20, '\0');
+  const MutableByteSpan block = std::as_writable_bytes(std::span(buffer));
+  const FetchBytes no_memory = [](uint64_t, MutableByteSpan) -> absl::Status {
+    throw std::bad_alloc();
+  };
+  EXPECT_THROW((void)blob->Check(2, block, no_memory), std::bad_alloc);
+  const auto good = blob->Check(2, block, fetch_);
+  EXPECT_TRUE(good.ok() && *good) << good.status();
 }
 
 TEST_F(CachedBlobTest, AListOfAnotherFileIsNotBelieved) {

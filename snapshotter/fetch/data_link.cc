@@ -20,6 +20,7 @@ DataLink::DataLink(UniqueFd socket, Fetcher& fetcher, Outbox& outbox, std::funct
 absl::StatusOr<std::unique_ptr<DataLink>> DataLink::Start(UniqueFd socket, Fetcher& fetcher,
                                                           Outbox& outbox,
                                                           std::function<void()> lost) {
+  fetcher.NewConnection();
   std::unique_ptr<DataLink> link(new DataLink(std::move(socket), fetcher, outbox, std::move(lost)));
   try {
     link->receiver_ = std::thread([link = link.get()] { link->Receive(); });

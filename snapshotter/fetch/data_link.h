@@ -12,8 +12,8 @@ namespace kapsule::fetch {
 class DataLink {
  public:
   // What stands in `outbox` from now on goes to `socket`; what comes from it goes
-  // to `fetcher`. Both outlive the link. `lost` is called, once, on a thread of the
-  // link when the peer is gone.
+  // to `fetcher`. Both outlive the link; an earlier link must have ended. `lost` is called, once,
+  // on a thread of the link when the peer is gone.
   //   ResourceExhausted  no threads
   static absl::StatusOr<std::unique_ptr<DataLink>> Start(UniqueFd socket, Fetcher& fetcher,
                                                          Outbox& outbox,

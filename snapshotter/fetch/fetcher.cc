@@ -45,7 +45,7 @@ absl::Status Fetcher::Start() {
   ASSIGN_OR_RETURN(const std::vector<CacheFolder::Entry> found, folder_.Scan());
   {
     absl::MutexLock lock(&mu_);
-    grace_ends_ = absl::Now() + options_.start_grace;
+    grace_ends_ = absl::Now() + std::min(options_.start_grace, options_.read_timeout / 2);
     for (const CacheFolder::Entry& blob : found) {
       const EntryPtr entry = FindOrMake(blob.blob);
       entry->on_disk = entry->from_before = true;
@@ -71,9 +71,8 @@ Fetcher::EntryPtr Fetcher::Find(const oci::Digest& blob) const {
 }
 
 Fetcher::EntryPtr Fetcher::FindOrMake(const oci::Digest& blob) {
-  EntryPtr& entry = entries_[blob];
-  if (entry == nullptr) entry = std::make_shared<Entry>(blob);
-  return entry;
+  if (EntryPtr entry = Find(blob)) return entry;
+  return entries_.emplace(blob, std::make_shared<Entry>(blob)).first->second;
 }
 
 void Fetcher::Close(const oci::Digest& blob) {
@@ -127,7 +126,10 @@ void Fetcher::Suspect(const oci::Digest& blob, uint64_t block) {
   absl::MutexLock lock(&mu_);
   const EntryPtr entry = Find(blob);
   if (entry == nullptr || entry->state != State::kOpen || block >= entry->blob->blocks())
-    return outbox_.Tell({blob, control::FetchFailed{block, 1, NotFound("no such block is open")}});
+    return outbox_.Tell(
+        {blob, control::FetchFailed{block, 1, absl::AbortedError("no such block is open")}});
+  // It did not know yet that this one goes, and no more doubts it when it does.
+  if (entry->plan.IsGoing(block)) return;
   if (!entry->suspects.insert(block).second) return;  // is being checked
   ++counters_.suspects;
   entry->unchecked.push_back(block);
@@ -143,6 +145,14 @@ void Fetcher::Dropped(const oci::Digest& blob, Range blocks) {
   if (let_go.punch.empty()) return;
   entry->to_punch.insert(entry->to_punch.end(), let_go.punch.begin(), let_go.punch.end());
   keep_.SignalAll();
+}
+
+void Fetcher::NewConnection() {
+  absl::MutexLock lock(&mu_);
+  for (const auto& [digest, entry] : entries_) {
+    entry->plan.ForgetQuestions();
+    entry->asked_at = absl::InfinitePast();
+  }
 }
 
 std::bitset<control::kMaxFetchBlocks> Fetcher::Look(const oci::Digest& blob, uint64_t first) const {

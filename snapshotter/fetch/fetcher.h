@@ -33,7 +33,7 @@ struct FetcherOptions {
   Fill fill = Fill::kIdle;
   unsigned connections = 8;  // threads that fetch
   // How long what was there at the start stays: it may be mounted, and be opened
-  // again only now.
+  // again only now. At most half of `read_timeout`: reads that wait for room get it.
   absl::Duration start_grace = absl::Seconds(60);
 };
 
@@ -68,6 +68,9 @@ class Fetcher {
   void Want(const oci::Digest& blob, Range blocks) ABSL_LOCKS_EXCLUDED(mu_);
   void Suspect(const oci::Digest& blob, uint64_t block) ABSL_LOCKS_EXCLUDED(mu_);
   void Dropped(const oci::Digest& blob, Range blocks) ABSL_LOCKS_EXCLUDED(mu_);
+  // It will be another kapsule-fuse, or another connection to it: what is going is
+  // asked for anew, and no answer to earlier questions comes any more.
+  void NewConnection() ABSL_LOCKS_EXCLUDED(mu_);
   // Which blocks from `first` on can be read.
   std::bitset<control::kMaxFetchBlocks> Look(const oci::Digest& blob, uint64_t first) const
       ABSL_LOCKS_EXCLUDED(mu_);
@@ -100,7 +103,7 @@ class Fetcher {
     std::set<uint64_t> suspects;     // that kapsule-fuse waits to hear about
     std::deque<uint64_t> unchecked;  // of these
     std::vector<Range> to_punch;     // let go of
-    absl::Time dropped_at;           // when it was last asked to let go
+    absl::Time asked_at;             // to let go, the last time
     uint64_t unstored = 0;           // bytes that came since the list was stored
     absl::Time unstored_since, store_at = absl::InfinitePast();
 
@@ -108,8 +111,9 @@ class Fetcher {
     absl::Time retry_at = absl::InfinitePast(), later_at = absl::InfinitePast();
     absl::Duration delay, later;
     absl::Status broken, last_error;
-    int refusals = 0;          // blocks in a row that came with another digest
-    uint64_t failed_runs = 0;  // how often all waits failed
+    absl::Time warned_at = absl::InfinitePast();  // that reads waited in vain
+    int refusals = 0;                             // blocks in a row that came with another digest
+    uint64_t failed_runs = 0;                     // how often all waits failed
   };
   using EntryPtr = std::shared_ptr<Entry>;
 
@@ -168,6 +172,8 @@ class Fetcher {
   bool RoomWillCome() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // of what is closed
   void Watch() ABSL_LOCKS_EXCLUDED(mu_);
   void ExpireWaits(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TellInVain(Entry& entry, const std::vector<Range>& expired, absl::Time now)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AskToLetGo(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Keep() ABSL_LOCKS_EXCLUDED(mu_);
   // The next chore that is due, without the lock; null where there is none.

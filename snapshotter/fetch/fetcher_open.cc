@@ -27,7 +27,13 @@ absl::StatusOr<UniqueFd> Fetcher::Open(const BlobName& name, const Origin& origi
                                        absl::Time deadline) {
   ASSIGN_OR_RETURN(const std::shared_ptr<RangeSource> source, sources_(origin));
   ASSIGN_OR_RETURN(const EntryPtr entry, BeginOpen(name, source, deadline));
-  absl::StatusOr<UniqueFd> file = Prepare(entry, name, *source, deadline);
+  absl::StatusOr<UniqueFd> file = Cancelled("");
+  try {
+    file = Prepare(entry, name, *source, deadline);
+  } catch (...) {  // others wait for the end of this opening
+    EndOpen(entry, false);
+    throw;
+  }
   EndOpen(entry, file.ok());
   return file;
 }
@@ -63,7 +69,10 @@ absl::StatusOr<Fetcher::EntryPtr> Fetcher::BeginOpen(const BlobName& name,
                                                entry->blob->name().index == name.index);
   if (!same && entry->state == State::kOpen)
     return FailedPrecondition("the blob is open with another size or index");
-  if (!same) entry->blob = nullptr;
+  if (!same) {
+    entry->blob = nullptr;
+    entry->to_punch.clear();  // blocks of the other index
+  }
   if (entry->source != nullptr) counters_.auth_refreshes += entry->source->auth_refreshes();
   entry->source = std::move(source);
   entry->forgotten = entry->closing = false;

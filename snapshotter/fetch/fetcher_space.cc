@@ -14,6 +14,7 @@ constexpr absl::Duration kTick = absl::Milliseconds(200);
 constexpr absl::Duration kStoreAfter = absl::Seconds(5);
 constexpr uint64_t kStoreBytes = 256 << 20;
 constexpr absl::Duration kAskAgain = absl::Seconds(5);
+constexpr absl::Duration kWarnAgain = absl::Seconds(5);
 constexpr absl::Duration kYoung = absl::Seconds(5);  // what is not forgotten
 constexpr uint64_t kMaxGoing = 1024;                 // blocks of a blob at once
 constexpr uint64_t kMaxHeadroom = 256 << 20;
@@ -86,17 +87,25 @@ void Fetcher::ExpireWaits(absl::Time now) {
       for (const Range& range : expired)
         for (uint64_t block = range.first; block < range.end(); ++block)
           entry.suspects.erase(block);
-      if (!expired.empty())
-        Tell(entry, expired,
-             DeadlineExceeded("the block did not come within {} ms: {}",
-                              absl::ToInt64Milliseconds(options_.read_timeout),
-                              entry.state != State::kOpen ? "the layer is not opened for fetching"
-                              : entry.last_error.ok()     ? "no answer"
-                                                          : Describe(entry.last_error)));
+      if (!expired.empty()) TellInVain(entry, expired, now);
     }
     const bool unknown = entry.state == State::kClosed && !entry.on_disk && entry.users == 0;
-    it = unknown && entry.plan.waiting() == 0 ? entries_.erase(it) : std::next(it);
+    const bool idle = entry.plan.waiting() == 0 && !entry.plan.AwaitsAnswers();
+    it = unknown && idle ? entries_.erase(it) : std::next(it);
   }
+}
+
+void Fetcher::TellInVain(Entry& entry, const std::vector<Range>& expired, absl::Time now) {
+  const absl::Status why = DeadlineExceeded(
+      "the block did not come within {} ms: {}", absl::ToInt64Milliseconds(options_.read_timeout),
+      entry.state != State::kOpen ? "the layer is not opened for fetching"
+      : entry.last_error.ok()     ? "no answer"
+                                  : Describe(entry.last_error));
+  Tell(entry, expired, why);
+  if (now - entry.warned_at < kWarnAgain) return;
+  entry.warned_at = now;
+  log::warn("reads of {} fail, from block {} on: {}", entry.digest.text(), expired.front().first,
+            Describe(why));
 }
 
 // Open blobs give up blocks only where no closed one is left, and only with
@@ -112,11 +121,11 @@ void Fetcher::AskToLetGo(absl::Time now) {
     for (const Range& range : entry->to_punch) going += entry->blob->BytesOf(range);
     for (const Range& range : ranges) {
       going += entry->blob->BytesOf(range);
-      if (now - entry->dropped_at < kAskAgain) continue;
+      if (now - entry->asked_at < kAskAgain) continue;
       outbox_.Tell({digest, control::FetchDrop{range.first, static_cast<uint32_t>(range.count)}});
     }
-    if (now - entry->dropped_at < kAskAgain || ranges.empty()) continue;
-    entry->dropped_at = now;
+    if (now - entry->asked_at < kAskAgain || ranges.empty()) continue;
+    entry->asked_at = now;
     entry->plan.AskedAgain();
   }
   uint64_t excess = Excess();
@@ -129,7 +138,7 @@ void Fetcher::AskToLetGo(absl::Time now) {
     if (!entry->suspects.empty()) continue;
     const uint64_t blocks = std::min(kMaxGoing, CeilDiv(excess, entry->blob->block_size()));
     // Those that are asked for already are to be asked for again in time.
-    if (entry->plan.going().empty()) entry->dropped_at = now;
+    if (entry->plan.going().empty()) entry->asked_at = now;
     for (const Range& range : entry->plan.StartGoing(blocks)) {
       excess -= std::min(excess, entry->blob->BytesOf(range));
       outbox_.Tell(
@@ -171,7 +180,7 @@ std::function<void()> Fetcher::NextChore(absl::Time now) {
     // Its descriptors and memory are for those that are open.
     if (closed && entry->unstored == 0 && entry->plan.waiting() == 0) {
       entry->blob = nullptr;
-      entry->plan = BlobPlan();
+      entry->plan.Reset();
     }
   }
   const bool full = Excess() > 0 || disk_full_;
@@ -207,6 +216,7 @@ void Fetcher::Store(const EntryPtr& entry) {
   entry->unstored -= stored;
   entry->unstored_since = absl::Now();
   SetBytes(*entry, bytes);
+  work_.SignalAll();  // it may take less than was thought
 }
 
 void Fetcher::Punch(const EntryPtr& entry) {
@@ -239,7 +249,7 @@ void Fetcher::Remove(const EntryPtr& entry) {
   entry->state = State::kClosed;
   entry->on_disk = entry->forgotten = false;
   entry->blob = nullptr;
-  entry->plan = BlobPlan();
+  entry->plan.Reset();
   entry->unstored = 0;
   work_.SignalAll();
 }

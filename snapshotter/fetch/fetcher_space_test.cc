@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <sys/mount.h>
 
+#include <algorithm>
+
 #include "snapshotter/fetch/test_fetch.h"
 
 namespace kapsule::fetch {
@@ -73,6 +75,70 @@ TEST_F(FetcherSpaceTest, NothingOpenIsForgottenUntilItIsLetGoOf) {
   EXPECT_NE(Message(fuse_->failed.front().why).find("full"), std::string::npos);
   EXPECT_EQ(fetcher_->counters().evicted_bytes, 0u);
   EXPECT_GE(fuse_->have[blob].size(), 7u);
+}
+
+TEST_F(FetcherSpaceTest, AfterAStallANewConnectionMakesRoomAgain) {
+  const auto layer = LayerOf(12 * kMiB);
+  const oci::Digest blob = NameOf(layer).digest;
+  Serve(layer);
+  Begin(Limit(8 * kMiB));
+  fuse_->lets_go = false;
+  ASSERT_TRUE(Open(layer).ok());
+  ASSERT_TRUE(fuse_->Get(blob, {0, 8}));
+  std::set<uint64_t> stalled;
+  ASSERT_TRUE(fuse_->Until(
+      [&] {
+        for (const auto& [block, times] : fuse_->asked)
+          if (times > 1) stalled.insert(block);
+        return !stalled.empty();
+      },
+      absl::Seconds(30)));
+  Connect();
+  // Once that it goes as it was about to, and once more when it is there again.
+  const auto all_went_twice = [&] {
+    return std::all_of(stalled.begin(), stalled.end(),
+                       [&](uint64_t block) { return fuse_->asked[block] >= 2; });
+  };
+  for (int round = 0; round < 4 && !all_went_twice(); ++round)
+    for (uint64_t block = 0; block < BlocksOf(layer); ++block)
+      ASSERT_TRUE(fuse_->Get(blob, {block, 1}, absl::Seconds(30))) << block;
+  EXPECT_TRUE(all_went_twice());
+  EXPECT_LE(fetcher_->counters().cache_bytes, 9 * kMiB);
+  EXPECT_TRUE(fuse_->failed.empty());
+}
+
+TEST_F(FetcherSpaceTest, ReadsThatWaitOutlastTheGraceOfWhatWasThere) {
+  const auto a = LayerOf(12 * kMiB, 1), b = LayerOf(8 * kMiB, 2);
+  for (const auto* layer : {&a, &b}) Serve(*layer);
+  Begin(Limit(24 * kMiB));
+  WantAll(a);
+  End();
+  FetcherOptions options = Limit(12 * kMiB);
+  options.read_timeout = absl::Seconds(6);
+  Begin(options);
+  WantAll(b);
+  EXPECT_TRUE(Gone(a));
+  EXPECT_TRUE(fuse_->failed.empty());
+}
+
+TEST_F(FetcherSpaceTest, ADoubtAboutABlockThatGoesAwayIsNotLeftOpen) {
+  const auto layer = LayerOf(12 * kMiB);
+  const oci::Digest blob = NameOf(layer).digest;
+  Serve(layer);
+  Begin(Limit(8 * kMiB));
+  fuse_->lets_go = false;
+  ASSERT_TRUE(Open(layer).ok());
+  ASSERT_TRUE(fuse_->Get(blob, {0, 8}));
+  ASSERT_TRUE(fuse_->Until([&] { return !fuse_->asked.empty(); }, absl::Seconds(30)));
+  const uint64_t going = fuse_->asked.begin()->first;
+  fuse_->Send(blob, control::FetchSuspect{going});
+  fuse_->Until([] { return false; }, absl::Milliseconds(300));
+  fuse_->Want(blob, {going, 1});
+  fuse_->have[blob].erase(going);
+  fuse_->Send(blob, control::FetchDropped{going, 1});
+  ASSERT_TRUE(fuse_->Until([&] { return fuse_->HasAll(blob, {going, 1}); }));
+  fuse_->Send(blob, control::FetchSuspect{going});  // there again, it is looked at
+  EXPECT_TRUE(fuse_->Until([&] { return fuse_->checked == std::vector<uint64_t>{going}; }));
 }
 
 TEST_F(FetcherSpaceTest, WhatWasThereAtTheStartStaysForAWhile) {

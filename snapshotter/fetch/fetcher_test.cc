@@ -105,6 +105,21 @@ TEST_F(FetcherTest, AWantMayComeBeforeTheBlobIsOpened) {
   EXPECT_EQ(fuse_->failed.front().first, blocks_);
 }
 
+TEST_F(FetcherTest, AnOpeningThatRanOutOfMemoryIsOver) {
+  Begin();
+  source_->RunOutOfMemory();
+  EXPECT_THROW(Open(layer_).IgnoreError(), std::bad_alloc);
+  EXPECT_EQ(fetcher_->counters().open_blobs, 0u);
+  EXPECT_TRUE(Open(layer_, absl::Seconds(2)).ok());
+}
+
+TEST_F(FetcherTest, ASuspectOfABlobThatIsNotOpenIsToBeSentAgain) {
+  Begin();
+  fuse_->Send(blob_, control::FetchSuspect{1});
+  ASSERT_TRUE(WaitForFailure());
+  EXPECT_TRUE(AllFailedWith(StatusCode::kAborted));
+}
+
 TEST_F(FetcherTest, AForbiddenBlobFailsAtOnceAndHealsWhenItIsAllowed) {
   Begin();
   ASSERT_TRUE(Open(layer_).ok());

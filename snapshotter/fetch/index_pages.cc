@@ -16,6 +16,22 @@ uint64_t NumberOf(bool tags, size_t level, uint64_t number) {
 
 }  // namespace
 
+// Others wait for the page meanwhile, however this one's loading ends.
+class IndexPages::Loading {
+ public:
+  Loading(IndexPages& pages, uint64_t name) : pages_(pages), name_(name) {}
+  Loading(const Loading&) = delete;
+  Loading& operator=(const Loading&) = delete;
+  ~Loading() {
+    absl::MutexLock lock(&pages_.mu_);
+    pages_.loading_.erase(name_);
+  }
+
+ private:
+  IndexPages& pages_;
+  const uint64_t name_;
+};
+
 IndexPages::IndexPages(const archive::IndexHeader& header, const BlobFile& file,
                        std::shared_ptr<archive::PageCache> memory, uint64_t owner)
     : header_(header),
@@ -85,6 +101,7 @@ absl::StatusOr<IndexPages::Page> IndexPages::Load(const PageId& id, const FetchB
     loading_.insert(name);
     there_.erase(name);
   }
+  const Loading loading(*this, name);
   const archive::Table::Level& where = table(id).levels[id.level];
   const uint64_t at = id.number * kPageSize, offset = where.offset + at;
   auto page = std::make_shared<Bytes>(std::min<uint64_t>(kPageSize, where.length - at));
@@ -97,10 +114,9 @@ absl::StatusOr<IndexPages::Page> IndexPages::Load(const PageId& id, const FetchB
       return DataLoss("the index page at byte {} came with another digest", offset);
     return file_.Write(offset, *page);
   }();
-  if (status.ok()) memory_->Keep({owner_, name}, page);
+  RETURN_IF_ERROR(status);
+  memory_->Keep({owner_, name}, page);
   absl::MutexLock lock(&mu_);
-  loading_.erase(name);
-  if (!status.ok()) return status;
   there_.insert(name);
   return page;
 }

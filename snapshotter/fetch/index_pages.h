@@ -47,6 +47,8 @@ class IndexPages {
   using Page = archive::PageCache::Page;
   using Visit = std::function<absl::Status(const PageId&)>;
 
+  class Loading;
+
   // The pages over `blocks`, from the roots downwards.
   absl::Status ForEach(Range blocks, const Visit& visit) const;
   absl::StatusOr<Page> Get(const PageId& id, const FetchBytes& fetch);

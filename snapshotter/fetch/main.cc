@@ -12,6 +12,7 @@
 #include <iostream>
 #include <map>
 
+#include "core/base/heap.h"
 #include "core/base/log.h"
 #include "core/daemon/rights.h"
 #include "core/daemon/signals.h"
@@ -94,6 +95,7 @@ absl::Status Run(const Flags& flags) {
 }
 
 int Main(int argc, char** argv) {
+  KeepHeapSmall();
   Flags flags;
   CLI::App app{"Fetches blobs of layers from registries on demand, for kapsule-fuse"};
   app.footer(kExample);

@@ -9,8 +9,10 @@
 #include <unistd.h>
 
 #include <map>
+#include <new>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "core/base/unix_socket.h"
 #include "core/blob/test_layer.h"
@@ -30,6 +32,7 @@ class TestSource final : public RangeSource {
       mu_.AwaitWithDeadline(absl::Condition(&open_), limits.deadline);
       if (!open_) return DeadlineExceeded("held by the test");
       if (!failure_.ok()) return failure_;
+      if (std::exchange(no_memory_, false)) throw std::bad_alloc();
     }
     constexpr uint64_t kPiece = 100'000;  // ends in the middle of blocks
     for (uint64_t at = offset; at < offset + length; at += kPiece) {
@@ -52,6 +55,10 @@ class TestSource final : public RangeSource {
     absl::MutexLock lock(&mu_);
     failure_ = std::move(failure);
   }
+  void RunOutOfMemory() {  // once
+    absl::MutexLock lock(&mu_);
+    no_memory_ = true;
+  }
   void BreakByte(uint64_t offset) {
     absl::MutexLock lock(&mu_);
     broken_at_ = offset;
@@ -71,6 +78,7 @@ class TestSource final : public RangeSource {
   mutable absl::Mutex mu_;
   std::vector<std::pair<uint64_t, uint64_t>> reads_ ABSL_GUARDED_BY(mu_);
   bool open_ ABSL_GUARDED_BY(mu_) = true;
+  bool no_memory_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status failure_ ABSL_GUARDED_BY(mu_);
   uint64_t broken_at_ ABSL_GUARDED_BY(mu_) = ~uint64_t{0};
 };
@@ -125,8 +133,9 @@ class FakeFuse {
   std::map<oci::Digest, std::set<uint64_t>> have;
   std::vector<control::FetchFailed> failed;
   std::vector<uint64_t> checked;
-  uint64_t dropped = 0;  // blocks
-  bool lets_go = true;   // answers Drop
+  std::map<uint64_t, int> asked;  // by block: how often it was to be dropped
+  uint64_t dropped = 0;           // blocks
+  bool lets_go = true;            // answers Drop
 
  private:
   void Take(const control::FetchPacket& packet) {
@@ -139,6 +148,7 @@ class FakeFuse {
     } else if (const auto* p = std::get_if<control::FetchChecked>(&packet.body)) {
       checked.push_back(p->block);
     } else if (const auto* p = std::get_if<control::FetchDrop>(&packet.body)) {
+      for (uint64_t i = 0; i < p->count; ++i) ++asked[p->first + i];
       if (!lets_go) return;
       dropped += p->count;
       for (uint64_t i = 0; i < p->count; ++i) blocks.erase(p->first + i);

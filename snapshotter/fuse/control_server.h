@@ -43,20 +43,14 @@ class ControlServer {
  private:
   enum class State { kIdle, kServing };
 
+  // control_server.cc
   absl::Status HandlePacket();
   // Packets, and the end of them; an error ends the process.
   absl::Status HandleControl();
   void Dispatch(control::ReceivedRequest request);
-  void Prepare(uint64_t id, uint32_t timeout_ms);
-  void Serve(uint64_t id);
-  absl::Status StartServing(uint64_t id);
-  absl::Status AgreeOnMemory() const;
-  absl::Status StartFetching();
-  void AnswerServe(uint64_t id);
-  void LogFirstReply() const;
   void Open(const v1::DataPlaneRequest& request, std::vector<UniqueFd> fds);
   void Authorise(const v1::DataPlaneRequest& request, UniqueFd annotations);
-  absl::Status UseFetcher(UniqueFd socket);
+  void UseFile(const v1::DataPlaneRequest& request, UniqueFd blob);
   void UseLocal(const v1::DataPlaneRequest& request, UniqueFd blob);
   // Runs `task` in `pool`, or answers that there is too much to do; after the
   // key of view `name` has come or failed, where that is open.
@@ -65,6 +59,16 @@ class ControlServer {
   void EnqueueNow(TaskPool& pool, uint64_t id, std::function<v1::DataPlaneReply()> task);
   void Answer(const v1::DataPlaneReply& reply);
   void ConnectionLost(const absl::Status& why);
+
+  // control_server_serve.cc
+  void Prepare(uint64_t id, uint32_t timeout_ms);
+  void Serve(uint64_t id);
+  absl::Status StartServing(uint64_t id);
+  absl::Status AgreeOnMemory() const;
+  absl::Status StartFetching();
+  void AnswerServe(uint64_t id);
+  void LogFirstReply() const;
+  absl::Status UseFetcher(UniqueFd socket);
 
   const Options options_;
   const std::unique_ptr<RequestMemory> memory_;

@@ -51,6 +51,10 @@ void FetchClient::Wake() const {
 
 void FetchClient::UseSocket(UniqueFd socket) {
   auto shared = std::make_shared<const UniqueFd>(std::move(socket));
+  // What a predecessor left goes together: its files are those of this socket's process.
+  if (thread_.joinable()) {
+    for (const BlobPtr& blob : Blobs()) blob->AwaitFile();
+  }
   {
     absl::MutexLock lock(&mu_);
     socket_.swap(shared);
@@ -63,10 +67,11 @@ void FetchClient::UseSocket(UniqueFd socket) {
 absl::StatusOr<std::unique_ptr<ReaderAt>> FetchClient::Open(const oci::Digest& digest,
                                                             RemoteBlob::File file,
                                                             const archive::IndexHeader& header) {
-  ASSIGN_OR_RETURN(BlobPtr made,
-                   RemoteBlob::Make(digest, file, header, [this](control::FetchPacket packet) {
-                     Send(std::move(packet));
-                   }));
+  ASSIGN_OR_RETURN(
+      BlobPtr made,
+      RemoteBlob::Make(
+          digest, file, header, [this](control::FetchPacket packet) { Send(std::move(packet)); },
+          options_.grace));
   BlobPtr known;
   {
     absl::MutexLock lock(&mu_);
@@ -75,7 +80,8 @@ absl::StatusOr<std::unique_ptr<ReaderAt>> FetchClient::Open(const oci::Digest& d
     if (known == nullptr) entry = made;
   }
   if (known == nullptr) return RemoteBlob::ReaderOf(std::move(made));
-  RETURN_IF_ERROR(known->UseFile(std::move(file), header).status());
+  RETURN_IF_ERROR(known->CheckBlocks(header));
+  RETURN_IF_ERROR(known->UseFile(std::move(file)).status());
   return RemoteBlob::ReaderOf(std::move(known));
 }
 

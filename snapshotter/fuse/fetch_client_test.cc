@@ -44,6 +44,10 @@ class FetchClientTest : public ::testing::Test {
     header.block_size = kBlock;
     return client_.Open(digest, {std::make_shared<EmptyFile>(), {1, 2}}, header).value();
   }
+  // As kapsule-snapshotter does when it has opened the blob in the next process.
+  void UseFile(const oci::Digest& digest, uint64_t inode = 2) {
+    EXPECT_TRUE(client_.Find(digest)->UseFile({std::make_shared<EmptyFile>(), {1, inode}}).ok());
+  }
   struct Answer {
     absl::Mutex mu;
     absl::CondVar given;
@@ -131,13 +135,27 @@ TEST_F(FetchClientTest, WhatIsLostIsSaidAgainAlsoToTheNextOne) {
   for (int i = 0; i < 3; ++i) EXPECT_EQ(NextWant(fetch, one_), 3u);
   fetch = Connect();
   EXPECT_EQ(NextWant(fetch, one_), 3u);
+  UseFile(one_);
+  SayHave(fetch, one_, 3);
+  EXPECT_TRUE(waiting->Wait().ok());
+}
+
+TEST_F(FetchClientTest, ANewConnectionMayHaveNewFiles) {
+  ASSERT_TRUE(client_.Start().ok());
+  UniqueFd fetch = Connect();
+  const auto blob = Open(one_);
+  const auto waiting = WhenThere(*blob, 3);
+  fetch = Connect();
+  SayHave(fetch, one_, 3);
+  EXPECT_FALSE(waiting->Comes(absl::Milliseconds(200)));
+  UseFile(one_, 77);
   SayHave(fetch, one_, 3);
   EXPECT_TRUE(waiting->Wait().ok());
 }
 
 TEST_F(FetchClientTest, NothingIsReceivedBeforeTheStart) {
+  const auto blob = Open(one_);  // what a successor takes over goes together
   const UniqueFd fetch = Connect();
-  const auto blob = Open(one_);
   SayHave(fetch, one_, 1);
   const auto waiting = WhenThere(*blob, 1);
   EXPECT_FALSE(waiting->Comes(absl::Milliseconds(100)));
@@ -153,6 +171,7 @@ TEST_F(ShortGraceTest, WithoutConnectionReadsWaitAndFailAfterTheGrace) {
   EXPECT_GE(absl::Now() - begin, absl::Milliseconds(150));
   EXPECT_TRUE(absl::IsUnavailable(WhenThere(*blob, 1)->Wait())) << "at once";
   const UniqueFd fetch = Connect();
+  UseFile(one_);
   const auto later = WhenThere(*blob, 2);
   EXPECT_EQ(NextWant(fetch, one_), 2u);
   SayHave(fetch, one_, 2);
@@ -169,6 +188,7 @@ TEST_F(FetchClientTest, ReadsSurviveAFetcherThatComesBackWithinTheGrace) {
   EXPECT_FALSE(waiting->Comes(absl::Milliseconds(100)));
   fetch = Connect();
   EXPECT_EQ(NextWant(fetch, one_), 2u);
+  UseFile(one_);
   SayHave(fetch, one_, 2);
   EXPECT_TRUE(waiting->Wait().ok());
 }

@@ -14,19 +14,19 @@ void IoQueue::AddLoad(BlockLoad load) {
   const absl::MutexLock lock(&mu_);
   loads_.push_back(std::move(load));
   // Where as many as may run do run, the next one that ends takes it.
-  if (HasLoad()) more_.Signal();
+  if (HasLoad()) WakeOne();
 }
 
 void IoQueue::AddReady(DeferredPtr read) {
   const absl::MutexLock lock(&mu_);
   ready_.push_back(std::move(read));
-  more_.Signal();
+  WakeOne();
 }
 
 void IoQueue::AddDirect(DeferredPtr read) {
   const absl::MutexLock lock(&mu_);
   direct_.push_back(std::move(read));
-  more_.Signal();
+  WakeOne();
 }
 
 std::optional<IoQueue::Work> IoQueue::Next() {
@@ -42,8 +42,22 @@ std::optional<IoQueue::Work> IoQueue::Next() {
     }
     work.read = TakeRead();
     if (work.read != nullptr) return work;
-    more_.Wait(&mu_);
+    Sleep();
   }
+}
+
+void IoQueue::Sleep() {
+  Sleeper me;
+  me.below = std::exchange(sleepers_, &me);
+  while (!me.woken) me.wake.Wait(&mu_);
+}
+
+void IoQueue::WakeOne() {
+  if (sleepers_ == nullptr) return;
+  Sleeper& last = *sleepers_;
+  sleepers_ = last.below;
+  last.woken = true;
+  last.wake.Signal();
 }
 
 bool IoQueue::HasLoad() const { return !loads_.empty() && loading_ < loads_at_once_; }
@@ -66,7 +80,7 @@ void IoQueue::LoadDone() {
 std::deque<BlockLoad> IoQueue::Stop() {
   const absl::MutexLock lock(&mu_);
   stopped_ = true;
-  more_.SignalAll();
+  while (sleepers_ != nullptr) WakeOne();
   return std::exchange(loads_, {});
 }
 

@@ -34,7 +34,9 @@ using DeferredPtr = std::shared_ptr<DeferredRead>;
 // Loads come first, but only a few run at once, so that there are always threads
 // for reads: those whose blocks are there, and every few times one that goes to
 // the disk itself. Loads are no more than there are slots, reads no more than
-// those who defer them have. Thread-safe.
+// those who defer them have. Of the threads that wait the last one goes on first: what it
+// works in is in the processors' caches, and that of threads which are never needed
+// stays untouched. Thread-safe.
 class IoQueue {
  public:
   // Exactly one of the two.
@@ -55,12 +57,20 @@ class IoQueue {
   std::deque<BlockLoad> Stop() ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
+  // A thread in Next(), on its stack.
+  struct Sleeper {
+    Sleeper* below = nullptr;
+    bool woken = false;
+    absl::CondVar wake;
+  };
+  void Sleep() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void WakeOne() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool HasLoad() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   DeferredPtr TakeRead() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const unsigned loads_at_once_;
   absl::Mutex mu_;
-  absl::CondVar more_;
+  Sleeper* sleepers_ ABSL_GUARDED_BY(mu_) = nullptr;
   std::deque<BlockLoad> loads_ ABSL_GUARDED_BY(mu_);
   std::deque<DeferredPtr> ready_ ABSL_GUARDED_BY(mu_), direct_ ABSL_GUARDED_BY(mu_);
   unsigned loading_ ABSL_GUARDED_BY(mu_) = 0;

@@ -1,8 +1,13 @@
 #include "snapshotter/fuse/io_queue.h"
 
+#include <absl/time/clock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
+#include <atomic>
 #include <thread>
+#include <vector>
 
 namespace kapsule::fuse {
 namespace {
@@ -51,6 +56,29 @@ TEST_F(IoQueueTest, WakesWhoWaits) {
   queue_.AddLoad(LoadOf(5));
   waits.join();
   EXPECT_EQ(got, 5u);
+}
+
+TEST_F(IoQueueTest, OneThreadDoesWhatOneThreadCanDo) {
+  constexpr int kThreads = 4, kRounds = 20;
+  std::atomic<int> done = 0;
+  std::array<std::atomic<int>, kThreads> by{};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kThreads; ++i)
+    threads.emplace_back([&, i] {
+      while (queue_.Next()) {
+        ++by[i];
+        ++done;
+      }
+    });
+  absl::SleepFor(absl::Milliseconds(100));  // all of them wait
+  for (int round = 0; round < kRounds; ++round) {
+    queue_.AddReady(ready_);
+    while (done != round + 1) absl::SleepFor(absl::Milliseconds(1));
+    absl::SleepFor(absl::Milliseconds(5));  // it waits again
+  }
+  queue_.Stop();
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GE(*std::max_element(by.begin(), by.end()), kRounds - 2);
 }
 
 TEST_F(IoQueueTest, StopGivesBackTheLoadsAndEndsTheThreads) {

@@ -1,17 +1,13 @@
 #include "snapshotter/fuse/layer_opener.h"
 
 #include <absl/time/clock.h>
-#include <fcntl.h>
-#include <sys/stat.h>
 
 #include <algorithm>
-#include <cerrno>
 
 #include "core/archive/index_reader.h"
-#include "core/blob/direct_file.h"
 #include "core/blob/layer_reader.h"
-#include "core/control/control_wire.h"
 #include "core/keyprovider/wire.h"
+#include "snapshotter/fuse/layer_source.h"
 
 namespace kapsule::fuse {
 namespace {
@@ -26,17 +22,12 @@ absl::StatusOr<int> MillisecondsUntil(absl::Time deadline) {
   return static_cast<int>(std::min<int64_t>(left, 60'000));
 }
 
-absl::StatusOr<oci::IndexRef> IndexOf(const oci::Annotations& annotations) {
-  const auto it = annotations.find(oci::kIndexAnnotation);
-  if (it == annotations.end())
-    return InvalidArgument("the layer has no annotation {}", oci::kIndexAnnotation);
-  const auto index = oci::IndexRef::FromJson(it->second);
-  if (!index.ok()) return Annotate(index.status(), oci::kIndexAnnotation);
-  return index;
-}
-
 absl::Status NotTheSame() {
   return PermissionDenied("the annotations do not open the layer that is served");
+}
+
+absl::Status NotOpen(const oci::Digest& digest) {
+  return NotFound("layer {} is not open", digest.text());
 }
 
 absl::Status NoKeyYet() {
@@ -49,65 +40,6 @@ absl::Status CheckSame(const ServedView& view, const std::optional<crypt::LayerK
   if (layer == nullptr) return NoKeyYet();
   if (layer->SameAs(key, index)) return absl::OkStatus();
   return NotTheSame();
-}
-
-// The descriptor of a blob that somebody else opened.
-struct Blob {
-  std::unique_ptr<ReaderAt> bytes;
-  RemoteBlob::FileId id;
-  int fd = -1;  // of `bytes`
-};
-absl::StatusOr<Blob> AdoptBlob(const UniqueFd& fd) {
-  struct stat st;
-  const int flags = fcntl(fd.get(), F_GETFL);
-  if (flags < 0 || fstat(fd.get(), &st) != 0) return ErrnoStatus(errno, "look at the blob");
-  if (!S_ISREG(st.st_mode)) return InvalidArgument("the blob is not a regular file");
-  if ((flags & O_ACCMODE) != O_RDONLY || (flags & O_PATH) != 0)
-    return InvalidArgument("the blob is not open for reading alone");
-  ASSIGN_OR_RETURN(UniqueFd own, fd.Duplicate());
-  const int number = own.get();
-  ASSIGN_OR_RETURN(std::unique_ptr<ReaderAt> bytes, blob::DirectFileReader::Adopt(std::move(own)));
-  return Blob{std::move(bytes), {st.st_dev, st.st_ino}, number};
-}
-
-// A record, whose annotations the keyprovider takes as a memfd of their own.
-struct Record {
-  UniqueFd annotations;
-  bool remote = false;
-};
-absl::StatusOr<Record> ReadRecord(const UniqueFd& fd) {
-  constexpr size_t kMaxRecord = keyprovider::kMaxAnnotationBytes + control::kMaxRecordExtra;
-  ASSIGN_OR_RETURN(const std::string json, ReadSealedMemfd(fd.get(), kMaxRecord));
-  ASSIGN_OR_RETURN(const control::LayerRecord record, control::RecordFromJson(json));
-  ASSIGN_OR_RETURN(UniqueFd annotations, SealedMemfd("annotations", AsBytes(record.annotations)));
-  return Record{std::move(annotations), record.remote};
-}
-
-absl::StatusOr<oci::Annotations> ReadAnnotations(const UniqueFd& fd) {
-  ASSIGN_OR_RETURN(const std::string json,
-                   ReadSealedMemfd(fd.get(), keyprovider::kMaxAnnotationBytes));
-  return keyprovider::AnnotationsFromJson(json);
-}
-
-// What a view was made from, as the holder has it.
-absl::StatusOr<oci::IndexRef> HeldIndex(const UniqueFd& record_fd) {
-  const auto read = [&]() -> absl::StatusOr<oci::IndexRef> {
-    ASSIGN_OR_RETURN(const Record record, ReadRecord(record_fd));
-    ASSIGN_OR_RETURN(const oci::Annotations annotations, ReadAnnotations(record.annotations));
-    return IndexOf(annotations);
-  };
-  absl::StatusOr<oci::IndexRef> index = read();
-  if (index.ok()) return index;
-  return Unavailable("the annotations that the layer was opened with are bad: {}",
-                     Describe(index.status()));
-}
-
-absl::StatusOr<UniqueFd> LocalRecord(const UniqueFd& record_fd) {
-  constexpr size_t kMaxRecord = keyprovider::kMaxAnnotationBytes + control::kMaxRecordExtra;
-  ASSIGN_OR_RETURN(const std::string json, ReadSealedMemfd(record_fd.get(), kMaxRecord));
-  ASSIGN_OR_RETURN(control::LayerRecord record, control::RecordFromJson(json));
-  record.remote = false;
-  return SealedMemfd("record", AsBytes(control::RecordToJson(record)));
 }
 
 // Where kapsule-fetch said that it has it all, this only asks for its word.
@@ -219,8 +151,8 @@ absl::Status LayerOpener::UseFileOf(const Layer& layer, const ServedView& view,
   ASSIGN_OR_RETURN(Blob file, AdoptBlob(layer.blob));
   ASSIGN_OR_RETURN(const archive::IndexHeader header,
                    archive::ReadHeader(*file.bytes, access.index));
-  ASSIGN_OR_RETURN(const bool another,
-                   blob->UseFile({std::move(file.bytes), file.id, file.fd}, header));
+  RETURN_IF_ERROR(blob->CheckBlocks(header));
+  ASSIGN_OR_RETURN(const bool another, blob->UseFile({std::move(file.bytes), file.id, file.fd}));
   if (another) claim.Put(view.image().fd(), layer.record.get(), layer.blob.get());
   return absl::OkStatus();
 }
@@ -269,12 +201,27 @@ absl::Status LayerOpener::Reopen(const ServedView& view, const UniqueFd& blob,
   return view.SetLayer(std::move(reader));
 }
 
-absl::Status LayerOpener::UseLocal(const oci::Digest& digest, UniqueFd fd) {
-  const auto not_open = [&] { return NotFound("layer {} is not open", digest.text()); };
-  if (views_.Known(digest.hex()) == nullptr) return not_open();
+absl::Status LayerOpener::UseFile(const oci::Digest& digest, const UniqueFd& fd) {
+  ASSIGN_OR_RETURN(Blob file, AdoptBlob(fd));
+  if (const std::shared_ptr<RemoteBlob> blob = fetch_.Find(digest))
+    RETURN_IF_ERROR(blob->UseFile({std::move(file.bytes), file.id, file.fd}).status());
+  if (views_.Known(digest.hex()) == nullptr) return NotOpen(digest);
   const HeldViews::Claim claim(held_, digest.hex());
   const ViewPtr view = views_.Known(digest.hex());
-  if (view == nullptr) return not_open();
+  if (view == nullptr) return NotOpen(digest);
+  // Without holder there is no successor.
+  if (const absl::StatusOr<UniqueFd> held = claim.Record(); held.ok()) {
+    ASSIGN_OR_RETURN(const Record record, ReadRecord(*held));
+    if (record.remote) claim.Put(view->image().fd(), held->get(), fd.get());
+  }
+  return view->layer() == nullptr ? NoKeyYet() : absl::OkStatus();
+}
+
+absl::Status LayerOpener::UseLocal(const oci::Digest& digest, UniqueFd fd) {
+  if (views_.Known(digest.hex()) == nullptr) return NotOpen(digest);
+  const HeldViews::Claim claim(held_, digest.hex());
+  const ViewPtr view = views_.Known(digest.hex());
+  if (view == nullptr) return NotOpen(digest);
   if (view->layer() == nullptr) return NoKeyYet();
   const std::shared_ptr<RemoteBlob> blob = fetch_.Find(digest);
   if (blob == nullptr) return absl::OkStatus();
@@ -289,7 +236,7 @@ absl::Status LayerOpener::UseLocal(const oci::Digest& digest, UniqueFd fd) {
 absl::Status LayerOpener::Authorise(const oci::Digest& digest, UniqueFd annotations,
                                     absl::Time deadline) {
   const ViewPtr view = views_.Known(digest.hex());
-  if (view == nullptr) return NotFound("layer {} is not open", digest.text());
+  if (view == nullptr) return NotOpen(digest);
   ASSIGN_OR_RETURN(const Access access, Unwrap(annotations, view->encrypted(), deadline));
   return CheckSame(*view, access.key, access.index);
 }

@@ -61,6 +61,13 @@ class LayerOpener {
   absl::Status Reopen(const ServedView& view, const UniqueFd& blob, const UniqueFd& record,
                       absl::Time deadline) const;
 
+  // `blob` is kapsule-fetch's file of an open remote layer now, also for successors;
+  // nothing where it is not remote. One that is being opened waits for this, but is not
+  // open for its caller.
+  //   NotFound         the layer is not open, yet
+  //   Unavailable      its key has not come back after a restart: try again
+  //   InvalidArgument  not such a blob
+  absl::Status UseFile(const oci::Digest& digest, const UniqueFd& blob);
   // An open remote layer is read from `blob` from now on, also by successors; nothing
   // where it is not remote.
   //   NotFound         the layer is not open

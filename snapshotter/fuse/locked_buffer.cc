@@ -10,12 +10,11 @@
 namespace kapsule::fuse {
 
 absl::StatusOr<LockedBuffer> LockedBuffer::Make(size_t size) {
-  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) return ErrnoStatus(errno, fmt::format("map {} bytes", size));
-  const bool locked = mlock(data, size) == 0;  // a lower limit leaves it pageable
+  // A lower limit leaves it pageable.
+  const bool locked = mlock2(data, size, MLOCK_ONFAULT) == 0;
   madvise(data, size, MADV_DONTDUMP);
-  std::memset(data, 0, size);
   return LockedBuffer(static_cast<std::byte*>(data), size, locked);
 }
 

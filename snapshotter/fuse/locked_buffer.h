@@ -1,4 +1,4 @@
-// Memory that requests and plaintext pass through.
+// Memory that plaintext passes through.
 #pragma once
 
 #include <cstddef>
@@ -7,9 +7,8 @@
 
 namespace kapsule::fuse {
 
-// Pages that are there from the start, locked where the limit allows, and left
-// out of core dumps. A process that is killed with unmapped pages in a read of
-// /dev/fuse would lose the request.
+// Zeros at first, left out of core dumps. A page takes memory from its first use on, and is
+// locked then where the limit, which the whole buffer counts against, allows.
 class LockedBuffer {
  public:
   // ResourceExhausted: no memory.

@@ -12,6 +12,7 @@
 #include <ctime>
 #include <thread>
 
+#include "core/base/heap.h"
 #include "core/base/log.h"
 #include "core/base/secret_arena.h"
 #include "snapshotter/fuse/bind_symbols.h"
@@ -116,6 +117,7 @@ absl::Status Run(const Flags& flags, absl::Time process_start) {
 
 int Main(int argc, char** argv) {
   const absl::Time process_start = ProcessStart();
+  KeepHeapSmall();
   Flags flags;
   CLI::App app("Serves decrypted layers over FUSE for kapsule-snapshotter");
   app.add_option("--control-fd", flags.control_fd, "Control socket (SOCK_SEQPACKET)")

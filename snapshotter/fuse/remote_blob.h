@@ -4,6 +4,7 @@
 
 #include <absl/base/thread_annotations.h>
 #include <absl/synchronization/mutex.h>
+#include <absl/time/time.h>
 
 #include <functional>
 #include <list>
@@ -41,20 +42,25 @@ class RemoteBlob {
   // the lock held.
   using Send = std::function<void(control::FetchPacket)>;
 
-  // Knows no block of `file` yet.
+  // Knows no block of `file` yet; one that was removed is as after AwaitFile(). Who waits
+  // for what kapsule-fetch says, but does not count then, does so for `patience`.
   //   Unimplemented  more than kMaxBlocks
-  static absl::StatusOr<std::shared_ptr<RemoteBlob>> Make(const oci::Digest& digest, File file,
-                                                          const archive::IndexHeader& header,
-                                                          Send send);
+  static absl::StatusOr<std::shared_ptr<RemoteBlob>> Make(
+      const oci::Digest& digest, File file, const archive::IndexHeader& header, Send send,
+      absl::Duration patience = absl::Seconds(60));
 
   // For a LayerReader. Its ReadAt() gives Unavailable where a block is not there,
   // or not any more.
   static std::unique_ptr<ReaderAt> ReaderOf(std::shared_ptr<RemoteBlob> blob);
 
-  // The file that kapsule-fetch has now; true where it is another one than before.
-  // InvalidArgument: it is not of this size, or `header` has other blocks.
-  absl::StatusOr<bool> UseFile(File file, const archive::IndexHeader& header)
-      ABSL_LOCKS_EXCLUDED(mu_);
+  // InvalidArgument: `header` has other blocks.
+  absl::Status CheckBlocks(const archive::IndexHeader& header) const;
+  // Another kapsule-fetch is asked from now on, which may have begun a new file: what it
+  // says to be there counts after UseFile().
+  void AwaitFile() ABSL_LOCKS_EXCLUDED(mu_);
+  // The file that kapsule-fetch has now; true where it is another one than before. One
+  // that was removed since is not taken. InvalidArgument: it is not of this size.
+  absl::StatusOr<bool> UseFile(File file) ABSL_LOCKS_EXCLUDED(mu_);
   // A file that has everything: what is waited for is there, and nothing is asked
   // for any more. InvalidArgument: it is not of this size.
   absl::Status UseLocal(std::shared_ptr<const ReaderAt> file) ABSL_LOCKS_EXCLUDED(mu_);
@@ -76,24 +82,31 @@ class RemoteBlob {
     uint64_t first = 0, end = 0;
     bool Overlap(const Blocks& other) const { return first < other.end && other.first < end; }
     bool Contain(uint64_t block) const { return first <= block && block < end; }
+    bool operator==(const Blocks&) const = default;
+  };
+  struct Drop {
+    Blocks blocks;
+    uint32_t times = 1;  // that it was asked for
   };
   struct Waiter {
     Blocks blocks;
     Then then;
-    absl::Status status;
+    absl::Time since;
+    absl::Status status = {};
   };
   using Waiters = std::list<Waiter>;
   class Reading;
 
-  RemoteBlob(const oci::Digest& digest, File file, const archive::IndexHeader& header, Send send);
+  RemoteBlob(const oci::Digest& digest, File file, const archive::IndexHeader& header, Send send,
+             absl::Duration patience);
   absl::Status ReadAt(uint64_t offset, MutableByteSpan out) ABSL_LOCKS_EXCLUDED(mu_);
   bool IsThere(uint64_t offset, size_t size) const ABSL_LOCKS_EXCLUDED(mu_);
   void WhenThere(uint64_t offset, size_t size, Then then) ABSL_LOCKS_EXCLUDED(mu_);
-  absl::StatusOr<std::shared_ptr<const ReaderAt>> Begin(const Reading& reading)
+  absl::StatusOr<std::shared_ptr<const ReaderAt>> Begin(const Blocks* reading)
       ABSL_LOCKS_EXCLUDED(mu_);
-  void End(const Reading& reading) ABSL_LOCKS_EXCLUDED(mu_);
+  void End(const Blocks* reading) ABSL_LOCKS_EXCLUDED(mu_);
 
-  bool IsFileGone() const ABSL_LOCKS_EXCLUDED(mu_);
+  static bool IsGone(const File& file);
 
   Blocks BlocksOf(uint64_t offset, size_t size) const;
   Blocks Inside(uint64_t first, uint64_t count) const;
@@ -104,6 +117,7 @@ class RemoteBlob {
   void SayWant(const Blocks& run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Want(const Blocks& blocks) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WantForWaiters(const Blocks& blocks) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Answer(const Drop& drop) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AnswerDrops() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // Each returns who has an answer now.
@@ -116,20 +130,26 @@ class RemoteBlob {
     return {};
   }
   Waiters TakeReady(const Blocks& changed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Those who miss one of the blocks; with a limit, only who has waited for so long.
+  Waiters TakeFailed(const Blocks& blocks, const absl::Status& why,
+                     absl::Duration waited = absl::ZeroDuration())
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const oci::Digest digest_;
   const uint64_t size_, covered_, block_size_, blocks_;
   const Send send_;
+  const absl::Duration patience_;
 
   mutable absl::Mutex mu_;
   File file_ ABSL_GUARDED_BY(mu_);
   bool local_ ABSL_GUARDED_BY(mu_) = false;  // file_ has everything
+  bool awaits_file_ ABSL_GUARDED_BY(mu_);    // file_ may not be kapsule-fetch's
   std::vector<uint64_t> there_ ABSL_GUARDED_BY(mu_);
   Waiters waiters_ ABSL_GUARDED_BY(mu_);
   // Blocks that are not there: asked for; said to be bad.
   std::set<uint64_t> wanted_ ABSL_GUARDED_BY(mu_), suspected_ ABSL_GUARDED_BY(mu_);
-  std::vector<const Reading*> reading_ ABSL_GUARDED_BY(mu_);  // of kapsule-fetch's file
-  std::vector<Blocks> drops_ ABSL_GUARDED_BY(mu_);            // not answered yet
+  std::vector<const Blocks*> reading_ ABSL_GUARDED_BY(mu_);  // of kapsule-fetch's file
+  std::vector<Drop> drops_ ABSL_GUARDED_BY(mu_);             // not answered yet
 };
 
 }  // namespace kapsule::fuse

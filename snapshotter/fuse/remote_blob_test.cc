@@ -1,5 +1,6 @@
 #include "snapshotter/fuse/remote_blob.h"
 
+#include <absl/time/clock.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -206,6 +207,18 @@ TEST_F(RemoteBlobTest, ADropIsAnsweredWhenNoReadIsUnderWay) {
   EXPECT_THAT(Sent(), IsEmpty());
 }
 
+TEST_F(RemoteBlobTest, EachDropHasItsAnswer) {
+  SayHave({0, 1});
+  file_->before_read = [&] {
+    file_->before_read = nullptr;
+    for (size_t i = 0; i < 3; ++i) Say(FetchDrop{0, 1});
+    Say(FetchDrop{1, 1});
+    EXPECT_THAT(Sent(), ElementsAre("dropped 1+1"));
+  };
+  EXPECT_EQ(Read(0, 1), "a");
+  EXPECT_THAT(Sent(), ElementsAre("dropped 0+1", "dropped 0+1", "dropped 0+1"));
+}
+
 TEST_F(RemoteBlobTest, WhatIsSaidToBeThereIsNotDroppedAnyMore) {
   SayHave({0, 1});
   file_->before_read = [&] {
@@ -214,10 +227,10 @@ TEST_F(RemoteBlobTest, WhatIsSaidToBeThereIsNotDroppedAnyMore) {
     const auto waiting = Wait(0, 2 * kBlock);
     SayHave({0});
     EXPECT_EQ(*waiting, "");
-    EXPECT_THAT(Sent(), ElementsAre("want 1+1"));
+    EXPECT_THAT(Sent(), ElementsAre("dropped 0+2", "want 1+1")) << "to be let go of no more";
   };
   EXPECT_EQ(Read(0, 1), "a");
-  EXPECT_THAT(Sent(), IsEmpty()) << "another read may have begun";
+  EXPECT_THAT(Sent(), IsEmpty());
   EXPECT_EQ(Read(0, 1), "a");
 }
 
@@ -255,33 +268,96 @@ TEST_F(RemoteBlobTest, OfAnotherFileNothingIsKnown) {
   SayHave({0, 1});
   const auto waiting = Wait(2 * kBlock, 1);
   Sent();
-  const archive::IndexHeader header = HeaderOf(kCovered, kBlock);
-  EXPECT_FALSE(blob_->UseFile({file_, {1, 1}}, header).value()) << "the same one";
+  EXPECT_FALSE(blob_->UseFile({file_, {1, 1}}).value()) << "the same one";
   EXPECT_TRUE(reader_->IsThere(0, 1));
-  EXPECT_TRUE(blob_->UseFile({std::make_shared<TestFile>('A'), {1, 2}}, header).value());
+  EXPECT_TRUE(blob_->UseFile({std::make_shared<TestFile>('A'), {1, 2}}).value());
   EXPECT_FALSE(reader_->IsThere(0, 1));
+  EXPECT_THAT(Sent(), ElementsAre("want 2+1"));
   SayHave({2});
   EXPECT_EQ(*waiting, "there");
   EXPECT_EQ(Read(2 * kBlock, 1), "C");
+  EXPECT_TRUE(blob_->CheckBlocks(HeaderOf(kCovered, kBlock)).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(blob_->CheckBlocks(HeaderOf(kCovered, 2 * kBlock))));
+  const std::string other = "other";
   EXPECT_TRUE(absl::IsInvalidArgument(
-      blob_->UseFile({file_, {1, 3}}, HeaderOf(kCovered, 2 * kBlock)).status()));
+      blob_->UseFile({std::make_shared<MemoryReader>(AsBytes(other)), {1, 3}}).status()));
 }
 
-TEST_F(RemoteBlobTest, WhatIsSaidOfAFileThatWasRemovedIsNotBelieved) {
+TEST_F(RemoteBlobTest, AFileThatWasRemovedCountsForWhoHadItOpen) {
   std::string name = "/tmp/kapsule-blob-XXXXXX";
   const UniqueFd fd(mkstemp(name.data()));
-  const archive::IndexHeader header = HeaderOf(kCovered, kBlock);
-  ASSERT_TRUE(blob_->UseFile({file_, {1, 2}, fd.get()}, header).ok());
-  SayHave({0});
+  ASSERT_TRUE(blob_->UseFile({file_, {1, 2}, fd.get()}).value());
   unlink(name.c_str());
-  const auto waiting = Wait(0, 2 * kBlock);
+  SayHave({0});
+  EXPECT_EQ(Read(0, 1), "a") << "kapsule-fetch goes on with it";
+  // What a successor, or a slow opening, brings along may be of an earlier kapsule-fetch.
+  EXPECT_FALSE(blob_->UseFile({file_, {1, 3}, fd.get()}).value());
+  const auto made = *RemoteBlob::Make(digest_, {file_, {1, 2}, fd.get()},
+                                      HeaderOf(kCovered, kBlock), [](const FetchPacket&) {});
+  const auto reader = RemoteBlob::ReaderOf(made);
+  FetchHave have{0, {}};
+  have.blocks.set(0);
+  made->Handle({digest_, have});
+  EXPECT_FALSE(reader->IsThere(0, 1));
+  EXPECT_TRUE(made->UseFile({file_, {1, 4}}).value());
+  made->Handle({digest_, have});
+  EXPECT_TRUE(reader->IsThere(0, 1));
+}
+
+TEST_F(RemoteBlobTest, WhatAnotherFetcherSaysCountsWhenItsFileIsKnown) {
+  SayHave({0, 3});
+  blob_->Suspect(3 * kBlock, 1);
+  const auto waiting = Wait(0, 2 * kBlock), checked = Wait(3 * kBlock, 1);
+  blob_->AwaitFile();
+  Sent();
   SayHave({1});
-  EXPECT_THAT(*waiting, HasSubstr("was removed"));
-  EXPECT_FALSE(reader_->IsThere(kBlock, 1));
-  EXPECT_EQ(Read(0, 1), "a") << "it was there before";
-  ASSERT_TRUE(blob_->UseFile({file_, {1, 3}}, header).ok());
+  Say(FetchChecked{3});
+  EXPECT_EQ(*waiting + *checked, "") << "it may be another file's";
+  EXPECT_EQ(Read(0, 1), "a") << "the file from before has it";
+  EXPECT_FALSE(blob_->UseFile({file_, {1, 1}}).value());
+  EXPECT_THAT(Sent(), ElementsAre("suspect 3", "want 1+1"));
   SayHave({1});
-  EXPECT_TRUE(reader_->IsThere(kBlock, 1));
+  Say(FetchChecked{3});
+  EXPECT_EQ(*waiting, "there");
+  EXPECT_EQ(*checked, "there");
+}
+
+TEST_F(RemoteBlobTest, ASuspectedBlockOfABlobThatIsNotOpenYetIsAskedForAgain) {
+  SayHave({1});
+  blob_->Suspect(kBlock, 1);
+  const auto waiting = Wait(kBlock, 1);
+  Sent();
+  Say(FetchFailed{1, 1, absl::AbortedError("no such block is open")});
+  EXPECT_EQ(*waiting, "");
+  blob_->SendAgain();
+  EXPECT_THAT(Sent(), ElementsAre("suspect 1"));
+  Say(FetchChecked{1});
+  EXPECT_EQ(*waiting, "there");
+}
+
+TEST_F(RemoteBlobTest, AReadWaitsForAFileThatDoesNotComeNoLongerThanThePatience) {
+  blob_ = *RemoteBlob::Make(
+      digest_, {file_, {1, 1}}, HeaderOf(kCovered, kBlock), [](const FetchPacket&) {},
+      absl::Milliseconds(20));
+  reader_ = RemoteBlob::ReaderOf(blob_);
+  const auto waiting = Wait(0, 1);
+  blob_->AwaitFile();
+  absl::SleepFor(absl::Milliseconds(30));
+  const auto later = Wait(kBlock, 1);
+  SayHave({0, 1});
+  EXPECT_THAT(*waiting, HasSubstr("in which file"));
+  EXPECT_EQ(*later, "");
+}
+
+TEST_F(RemoteBlobTest, ADropOfAnEarlierFetcherIsNotAnsweredToTheNext) {
+  SayHave({0});
+  file_->before_read = [&] {
+    file_->before_read = nullptr;
+    Say(FetchDrop{0, 1});
+    blob_->AwaitFile();
+  };
+  EXPECT_EQ(Read(0, 1), "a");
+  EXPECT_THAT(Sent(), IsEmpty());
 }
 
 TEST_F(RemoteBlobTest, ALayerOfTooManyBlocksIsRefused) {

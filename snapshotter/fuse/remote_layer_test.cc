@@ -40,6 +40,13 @@ class RemoteLayerTest : public ::testing::Test {
     const absl::Status status = process.Call(request, {socket.get()}).status();
     EXPECT_TRUE(status.ok()) << status;
   }
+  // And this, when it has opened the layer's blob in the next one.
+  absl::Status UseFile(TestProcess& process, bool encrypted) {
+    const UniqueFd blob = fetcher_.OpenFileOf(encrypted);
+    v1::DataPlaneRequest request;
+    request.mutable_use_file()->set_digest(TestNode::DigestOf(encrypted).hex());
+    return process.Call(request, {blob.get()}).status();
+  }
   absl::Status UseLocal(TestProcess& process, bool encrypted) {
     const UniqueFd blob = OpenFile(node_.BlobPath(encrypted), O_RDONLY).value();
     v1::DataPlaneRequest request;
@@ -156,6 +163,7 @@ TEST_F(RemoteLayerTest, AFetcherThatWasRestartedIsAskedAgain) {
   UseFetcher(*process);
   ASSERT_TRUE(fetcher_.AwaitWants(true, 1));
   fetcher_.Behave(true, {});
+  EXPECT_TRUE(UseFile(*process, true).ok());
   reader->Join();
   EXPECT_TRUE(got == node_.Expected(true));
 }
@@ -167,6 +175,7 @@ TEST_F(RemoteLayerTest, WithoutFetcherReadsFailAfterTheGraceAndGoOnWithTheNextOn
   EXPECT_LT(ReadAll(view).size(), node_.Expected(true).size());
   EXPECT_THAT(process->Log(), HasSubstr("kapsule-fetch, which gets it, is not running"));
   UseFetcher(*process);
+  EXPECT_TRUE(UseFile(*process, true).ok());
   EXPECT_TRUE(ReadAll(view) == node_.Expected(true));
 }
 
@@ -259,6 +268,41 @@ TEST_F(RemoteLayerTest, AnotherFileOfTheBlobTakesThePlaceOfTheFirstAlsoForASucce
   fetcher_.Behave(false, {});
   reader->Join();
   EXPECT_TRUE(got == node_.Expected(false));
+}
+
+TEST_F(RemoteLayerTest, AReaderWaitsForTheFileOfAFetcherThatLostItsOwnAndSeesNoHole) {
+  // A plain layer: holes would be taken for zeros.
+  auto process = StartWithRemote(false);
+  fetcher_.Behave(false, {.silent = true});
+  const UniqueFd view = OpenView(node_, false);
+  std::string got;
+  const auto reader = ReadAllOf(view, &got);
+  ASSERT_TRUE(fetcher_.AwaitWants(false, 1));
+  fetcher_.BeginAnew(false, /*keep=*/true);
+  UseFetcher(*process);
+  fetcher_.Behave(false, {});
+  absl::SleepFor(absl::Milliseconds(200));  // it says what its new file has
+  EXPECT_TRUE(UseFile(*process, false).ok());
+  reader->Join();
+  EXPECT_TRUE(got == node_.Expected(false));
+  process->Kill();
+  process = StartAndServe();
+  EXPECT_TRUE(ReadAll(view) == node_.Expected(false)) << "the successor has the new one";
+}
+
+TEST_F(RemoteLayerTest, OnlyALayerThatIsOpenAsRemoteGetsAnotherFile) {
+  fetcher_.Behave(true, {.silent = true});
+  auto process = StartAndServe();
+  UseFetcher(*process);
+  EXPECT_EQ(UseFile(*process, true).code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(OpenRemote(*process, true, 300).code(), absl::StatusCode::kDeadlineExceeded);
+  fetcher_.Behave(true, {});
+  ASSERT_TRUE(OpenRemote(*process, true).ok());
+  EXPECT_TRUE(UseFile(*process, true).ok());
+  ASSERT_TRUE(node_.Open(*process, false).ok());
+  EXPECT_TRUE(UseFile(*process, false).ok()) << "nothing to do";
+  const UniqueFd view = OpenView(node_, false);
+  EXPECT_TRUE(ReadAll(view) == node_.Expected(false));
 }
 
 TEST_F(RemoteLayerTest, ARecordThatContradictsTheRequestIsRefused) {

@@ -44,10 +44,15 @@ void TestFetcher::MakeFile(bool encrypted) {
     Fill(layer, block);
 }
 
-void TestFetcher::BeginAnew(bool encrypted) {
+void TestFetcher::BeginAnew(bool encrypted, bool keep) {
   absl::MutexLock lock(&mu_);
   layers_[encrypted].there.clear();
-  EXPECT_EQ(unlink(PathOf(folder_, encrypted).c_str()), 0);
+  const std::string path = PathOf(folder_, encrypted);
+  if (keep) {
+    EXPECT_EQ(rename(path.c_str(), (path + "-moved").c_str()), 0);
+  } else {
+    EXPECT_EQ(unlink(path.c_str()), 0);
+  }
   MakeFile(encrypted);
 }
 

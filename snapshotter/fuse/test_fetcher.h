@@ -37,8 +37,8 @@ class TestFetcher {
 
   // Wants that were not answered are, where that is possible now.
   void Behave(bool encrypted, const Manner& manner) ABSL_LOCKS_EXCLUDED(mu_);
-  // As if the cache had been lost: a new file with index and TOC.
-  void BeginAnew(bool encrypted) ABSL_LOCKS_EXCLUDED(mu_);
+  // As if the cache had been lost, or with `keep` moved: a new file with index and TOC.
+  void BeginAnew(bool encrypted, bool keep = false) ABSL_LOCKS_EXCLUDED(mu_);
   // Turns bytes of a block that is there around.
   void Damage(bool encrypted, uint64_t block) const;
   // Asks to drop all blocks, and when it may has holes in their place.

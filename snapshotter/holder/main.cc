@@ -23,6 +23,7 @@ struct Flags {
   uid_t uid = 0;
   gid_t gid = 0;
   int restore_fds = 0;
+  int64_t abandon_after_ms = 600'000;
   std::string log_level = "info";
 };
 
@@ -66,6 +67,26 @@ absl::StatusOr<daemon::SignalWaiter> Signals() {
   return daemon::SignalWaiter::Block({SIGTERM});
 }
 
+using control::HolderServer;
+
+// Of everything, also in the service manager's store. The FUSE connection comes first,
+// while there is room for a message even where the service manager hangs.
+void LetGo(control::HolderStore& store) {
+  store.Drop(control::kHeldFuse);
+  store.Clear();
+}
+
+void LogEnd(HolderServer::End end, size_t names, const Flags& flags) {
+  if (end == HolderServer::End::kAbandoned)
+    log::warn(
+        "for {} ms neither kapsule-snapshotter nor kapsule-fuse was connected: ends, and has"
+        " let go of {} names; what still reads through them gets errors",
+        flags.abandon_after_ms, names);
+  else
+    log::info("{}, with {} names",
+              end == HolderServer::End::kQuit ? "asked to end" : "ended by SIGTERM", names);
+}
+
 absl::Status Run(const Flags& flags) {
   ASSIGN_OR_RETURN(const daemon::SignalWaiter signals, Signals());
   UniqueFd listening(flags.listen_fd);
@@ -86,20 +107,26 @@ absl::Status Run(const Flags& flags) {
               store.names());
   }
   if (mirror != nullptr) mirror->StartSending();
-  ASSIGN_OR_RETURN(const std::unique_ptr<control::HolderServer> server,
-                   control::HolderServer::Make(std::move(listening), flags.uid, store));
+  ASSIGN_OR_RETURN(const std::unique_ptr<HolderServer> server,
+                   HolderServer::Make(std::move(listening), flags.uid, store));
   RETURN_IF_ERROR(daemon::GiveUpRights(flags.uid, flags.gid));
   log::info("holds up to {} descriptors", max_fds);  // also reads the time zone's file
   RETURN_IF_ERROR(AllowFewSystemCalls());
-  ASSIGN_OR_RETURN(const bool quit, server->Run(signals.fd()));
-  log::info("{}, with {} names", quit ? "asked to end" : "ended by SIGTERM", store.names());
+  ASSIGN_OR_RETURN(const HolderServer::End end,
+                   server->Run(signals.fd(), flags.abandon_after_ms == 0
+                                                 ? absl::InfiniteDuration()
+                                                 : absl::Milliseconds(flags.abandon_after_ms)));
+  const size_t names = store.names();
+  if (end == HolderServer::End::kAbandoned) LetGo(store);
+  LogEnd(end, names, flags);
   return absl::OkStatus();
 }
 
 int Main(int argc, char** argv) {
   CLI::App app{
       "Keeps descriptors for kapsule-snapshotter and kapsule-fuse while they are killed or"
-      " upgraded. Started by kapsule-snapshotter; ends on its word or on SIGTERM."};
+      " upgraded. Started by kapsule-snapshotter; ends on its word, on SIGTERM, or when both"
+      " have been gone for too long."};
   Flags flags;
   app.add_option("--listen-fd", flags.listen_fd, "The SOCK_SEQPACKET socket to listen on")
       ->required()
@@ -110,6 +137,11 @@ int Main(int argc, char** argv) {
                  "How many descriptors just below --listen-fd came from the service manager;"
                  " LISTEN_FDNAMES names them")
       ->check(CLI::NonNegativeNumber);
+  app.add_option("--abandon-after-ms", flags.abandon_after_ms,
+                 "After how long without a connection it ends, so that what is still read fails"
+                 " instead of hanging; 0: never")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--log-level", flags.log_level, "trace, debug, info, warning or error");
   app.set_version_flag("--version", "kapsule-holder " KAPSULE_VERSION);
   CLI11_PARSE(app, argc, argv);

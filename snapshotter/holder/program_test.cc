@@ -31,6 +31,7 @@ class HolderProgramTest : public testing::Test {
       kill(pid_, SIGKILL);
       Wait();
     }
+    unsetenv("NOTIFY_SOCKET");
     EXPECT_TRUE(RemoveTree(folder_).ok());
   }
   static void ASSERT_TRUE_(bool value) {
@@ -60,6 +61,20 @@ class HolderProgramTest : public testing::Test {
     setrlimit(RLIMIT_NOFILE, &limit);
     execv(argv[0], argv.data());
     _exit(127);
+  }
+  // The next child's service manager, on which nothing is done with what comes.
+  UniqueFd Manager() {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    const std::string path = folder_ + "/notify";
+    path.copy(address.sun_path, path.size());
+    UniqueFd manager(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    EXPECT_EQ(bind(manager.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    EXPECT_EQ(chmod(path.c_str(), 0666), 0);
+    EXPECT_EQ(chmod(folder_.c_str(), 0711), 0);
+    EXPECT_TRUE(SetTimeout(manager.get(), 5000).ok());
+    setenv("NOTIFY_SOCKET", path.c_str(), 1);
+    return manager;
   }
   Holder Connect() { return Holder(ConnectUnix(folder_ + "/s", SOCK_SEQPACKET).value()); }
   int Wait() {
@@ -145,20 +160,58 @@ TEST_F(HolderProgramTest, WrongUsageIsSaid) {
   EXPECT_EQ(Wait(), 1);
   Start({"--uid", "65533", "--gid", "65533", "--restore-fds", "9"});
   EXPECT_EQ(Wait(), 2);
+  Start({"--uid", "65533", "--gid", "65533", "--abandon-after-ms", "-1"});
+  EXPECT_EQ(Wait(), 105);  // CLI11: out of range
+}
+
+const std::vector<std::string> kShortlyAbandoned = {
+    "--uid", "65533", "--gid", "65533", "--abandon-after-ms", "500"};
+
+TEST_F(HolderProgramTest, WhatItHeldIsClosedWhenNobodyWasThereForTooLong) {
+  Start(kShortlyAbandoned);
+  int ends[2];
+  ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+  const UniqueFd out(ends[0]);
+  UniqueFd in(ends[1]);
+  auto holder = std::make_unique<Holder>(ConnectUnix(folder_ + "/s", SOCK_SEQPACKET).value());
+  ASSERT_TRUE(holder->Put("fuse", {in.get()}).ok());
+  in.reset();
+  usleep(1'500'000);
+  EXPECT_TRUE(holder->List("").ok());
+  holder.reset();
+  char byte;
+  EXPECT_EQ(read(out.get(), &byte, 1), 0);
+  EXPECT_EQ(Wait(), 0);
+  EXPECT_FALSE(ConnectUnix(folder_ + "/s", SOCK_SEQPACKET).ok());
+}
+
+// The FUSE connection first: one message also reaches a service manager that hangs.
+TEST_F(HolderProgramTest, AnAbandonedOneTakesWhatItHeldOutOfTheServiceManagersStore) {
+  const UniqueFd manager = Manager();
+  Start(kShortlyAbandoned);
+  ASSERT_TRUE(Connect().Put("fuse", {0}).ok());
+  ASSERT_TRUE(Connect().Put("view/12", {0, 1}).ok());
+  for (int i = 0; i < 3; ++i)
+    EXPECT_THAT(ReceivePacket(manager.get()).value().bytes, HasSubstr("FDSTORE=1\n"));
+  EXPECT_EQ(Wait(), 0);
+  std::vector<std::string> removed;
+  for (int i = 0; i < 3; ++i) removed.push_back(ReceivePacket(manager.get()).value().bytes);
+  EXPECT_THAT(removed,
+              ElementsAre("FDSTOREREMOVE=1\nFDNAME=fuse.01", "FDSTOREREMOVE=1\nFDNAME=view/12.02",
+                          "FDSTOREREMOVE=1\nFDNAME=view/12.12"));
+  EXPECT_EQ(recv(manager.get(), nullptr, 0, MSG_DONTWAIT), -1);
+}
+
+TEST_F(HolderProgramTest, AnAbandonedOneEndsAlsoWhereTheServiceManagerHasGone) {
+  Manager();
+  Start(kShortlyAbandoned);
+  ASSERT_TRUE(Connect().Put("fuse", {0}).ok());
+  EXPECT_EQ(Wait(), 0);
 }
 
 // A service that is stopped and started again by a service manager.
 TEST_F(HolderProgramTest, TheServiceManagersStoreOutlivesEverything) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  const std::string path = folder_ + "/notify";
-  path.copy(address.sun_path, path.size());
-  const UniqueFd manager(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  ASSERT_EQ(bind(manager.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-  ASSERT_EQ(chmod(path.c_str(), 0666), 0);
-  ASSERT_EQ(chmod(folder_.c_str(), 0711), 0);
-  ASSERT_TRUE(SetTimeout(manager.get(), 5000).ok());
-  setenv("NOTIFY_SOCKET", path.c_str(), 1);
+  const UniqueFd manager = Manager();
   Start();
   const UniqueFd image = SealedMemfd("a", AsBytes("image")).value();
   const UniqueFd blob = SealedMemfd("b", AsBytes("blob")).value();
@@ -182,7 +235,6 @@ TEST_F(HolderProgramTest, TheServiceManagersStoreOutlivesEverything) {
   Start({"--uid", "65533", "--gid", "65533", "--restore-fds", "2"},
         {stored[0].get(), stored[1].get()});
   unsetenv("LISTEN_FDNAMES");
-  unsetenv("NOTIFY_SOCKET");
   const Holder holder = Connect();
   const std::vector<UniqueFd> got = holder.Get("view/12").value();
   ASSERT_EQ(got.size(), 2u);

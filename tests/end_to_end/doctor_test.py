@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import tempfile
+import tomllib
 import unittest
 import urllib.error
 import urllib.request
@@ -68,10 +69,10 @@ hosts_dir = "{node.folder}/certs.d"
 
     def test_a_node_that_works_is_found_to_work(self):
         checks = self.doctor()
-        self.assert_grades(checks, "ok", "containerd", "containerd config", "proxy plugin", "differs",
-                           "CRI snapshotter", "labels", "image root", "unpacking", "snapshotter",
-                           "failover", "keyprovider", "kapsule-fetch", "fetch user", "hosts_dir",
-                           "fetch cache")
+        self.assert_grades(checks, "ok", "containerd", "containerd config", "proxy plugin",
+                           "user namespaces", "differs", "CRI snapshotter", "labels", "image root",
+                           "unpacking", "snapshotter", "failover", "keyprovider", "kapsule-fetch",
+                           "fetch user", "hosts_dir", "fetch cache")
         # It is the one that this containerd runs with, though nobody named it.
         self.assertIn(f"{self.node.folder}/containerd.toml", checks["containerd config"]["seen"])
         self.assertIn("containerd 1.6", checks["containerd config"]["seen"])
@@ -215,7 +216,7 @@ class ConfigsTest(unittest.TestCase):
                      (self.folder / "etc" / "passwd").read_text().splitlines())
         self.assertEqual(len({users[f"kapsule-{name}"] for name in ("fuse", "fetch", "keys")}), 3)
         keys = (self.folder / "etc/kapsule/keys").stat()
-        self.assertEqual((keys.st_mode & 0o777, str(keys.st_uid)), (0o700, users["kapsule-keys"]))
+        self.assertEqual((keys.st_mode & 0o777, keys.st_uid), (0o750, 0))
         self.assertTrue((self.folder / "run/kapsule-keys").is_dir())
 
     def test_containerd_takes_the_snippet_of_its_version(self):
@@ -225,6 +226,30 @@ class ConfigsTest(unittest.TestCase):
                    "dump").stdout
         self.assertRegex(dump, r"\n *snapshotter = .kapsule.\n")
         self.assertRegex(dump, r"\n *\[proxy_plugins.kapsule\]\n")
+
+    def test_the_snippets_say_what_their_version_of_containerd_understands(self):
+        snippets = {path.stem: tomllib.loads(path.read_text())
+                    for path in (CONFIGS / "containerd").glob("*.toml")}
+        self.assertEqual(sorted(snippets), ["1.6", "1.7", "2"])
+        for version, snippet in snippets.items():
+            proxies = snippet["proxy_plugins"]
+            self.assertEqual({proxy["address"] for proxy in proxies.values()},
+                             {"/run/kapsule/snapshotter.sock"})
+            # 1.6 panics at a differ; 1.x mounts nothing with mapped owners.
+            self.assertEqual("kapsule-diff" in proxies, version != "1.6")
+            self.assertEqual("capabilities" in proxies["kapsule"], version == "2")
+        for version in ("1.7", "2"):
+            plugins = snippets[version]["plugins"]
+            self.assertEqual(plugins["io.containerd.service.v1.diff-service"]["default"],
+                             ["kapsule-diff", "walking"])
+            self.assertEqual(
+                {entry["snapshotter"]: entry["differ"] for entry in
+                 plugins["io.containerd.transfer.v1.local"]["unpack_config"]},
+                {"kapsule": "walking", "overlayfs": "walking"})
+        runtime = tomllib.loads((CONFIGS / "kubernetes" / "runtime-class.toml").read_text())
+        self.assertEqual(runtime["version"], snippets["2"]["version"])
+        self.assertEqual(runtime["plugins"]["io.containerd.cri.v1.images"]["runtime_platforms"],
+                         {"kapsule": {"platform": "linux/amd64", "snapshotter": "kapsule"}})
 
     def test_what_a_kubernetes_node_imports_changes_nothing_but_the_snapshotter(self):
         config = self.folder / "config.toml"

@@ -13,9 +13,11 @@ import random
 import re
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
 
@@ -28,6 +30,7 @@ MODEL = "/models/tiny/model.gguf"
 MODES = ("read", "mmap", "open")
 TAKEN_OVER = re.compile(r"took over: \d+ views, (\d+) requests again, first reply after (\d+) ms")
 PATIENCE_SECONDS = 30
+ABANDON_SECONDS = 2
 
 
 def setUpModule():
@@ -187,6 +190,134 @@ def install_fuse(program):
         shutil.copy(program, new)
     new.chmod(0o755)
     new.rename(node.fuse_program)
+
+
+def wait_for(condition, what, seconds=PATIENCE_SECONDS):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not so: {what}:\n{node.log('snapshotter')[-3000:]}")
+        time.sleep(0.05)
+
+
+def begin_anew(settings=""):
+    """Ends the data plane and starts the snapshotter with these settings."""
+    if "snapshotter" in node.daemons:
+        node.stop_daemon("snapshotter", signal.SIGINT)
+    node.settings.write_text(settings)
+    node.start_snapshotter()
+
+
+class ServiceManager:
+    """Keeps the descriptors that it is sent by name, as systemd does; a context manager."""
+
+    def __init__(self):
+        self.path = node.folder / "notify.sock"
+        self.stored = {}
+
+    def __enter__(self):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(self.path))
+        self.path.chmod(0o666)
+        self.thread = threading.Thread(target=self.receive)
+        self.thread.start()
+        os.environ["NOTIFY_SOCKET"] = str(self.path)
+        return self
+
+    def __exit__(self, *_):
+        del os.environ["NOTIFY_SOCKET"]
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.thread.join()
+        self.socket.close()
+        self.path.unlink()
+        for fd in self.stored.values():
+            os.close(fd)
+
+    def receive(self):
+        while True:
+            text, fds, _, _ = socket.recv_fds(self.socket, 4096, 8)
+            if not text:
+                return
+            fields = dict(line.partition("=")[::2] for line in text.decode().splitlines())
+            if "FDSTORE" in fields:
+                self.stored[fields["FDNAME"]], = fds
+            elif "FDSTOREREMOVE" in fields:
+                os.close(self.stored.pop(fields["FDNAME"]))
+
+
+class AbandonedTest(unittest.TestCase):
+    """What is left where the snapshotter and kapsule-fuse have both gone for good."""
+
+    def setUp(self):
+        self.readers = []
+        self.addCleanup(self.stop_readers)
+        self.addCleanup(begin_anew)
+        begin_anew(f"abandon_after_ms = {ABANDON_SECONDS * 1000}\n")
+
+    def stop_readers(self):
+        for reader in self.readers:
+            if reader.process.poll() is None:
+                reader.stop()
+
+    def start_reader(self):
+        reader = Reader("read")
+        self.readers.append(reader)
+        # Slower than a page from the cache: it asks kapsule-fuse.
+        wait_for(lambda: reader.slow() or reader.bad(), "it reads")
+        self.assertEqual(reader.bad(), [])
+        return reader
+
+    def assert_reads_anew(self):
+        reader = self.start_reader()
+        passes, _, errors = reader.stop()
+        self.assertGreater(passes, 0)
+        self.assertEqual((reader.bad(), errors), ([], 0))
+
+    def assert_readers_end(self):
+        holder, = node.holder_pids()
+        reader = self.start_reader()
+        fuse = only_fuse()
+        node.stop_daemon("snapshotter", signal.SIGKILL)
+        time.sleep(1.5 * ABANDON_SECONDS)  # kapsule-fuse alone keeps it
+        self.assertEqual((node.holder_pids(), reader.bad()), ([holder], []))
+        os.kill(fuse, signal.SIGKILL)
+        killed = time.monotonic()
+        # The read that waits may end short, with what it had.
+        wait_for(lambda: "Input/output error" in "".join(reader.bad()), "its reads fail",
+                 ABANDON_SECONDS + 5)
+        self.assertGreater(time.monotonic() - killed, 0.9 * ABANDON_SECONDS)
+        wait_for(lambda: not node.holder_pids() and not node.pids_of("kapsule-fetch"),
+                 "nothing of the data plane is left", 5)
+        self.assertIn("neither kapsule-snapshotter nor kapsule-fuse was connected",
+                      node.log("snapshotter"))
+        node.start_snapshotter()
+        self.assertGreater(reader.stop()[2], 0)
+        self.assert_reads_anew()
+        self.assertEqual(len(node.holder_pids()), 1)
+
+    def test_readers_end_when_nobody_comes_back(self):
+        self.assert_readers_end()
+
+    def test_a_service_manager_that_has_the_descriptors_too_holds_nothing_up(self):
+        with ServiceManager() as manager:
+            begin_anew(node.settings.read_text())
+            wait_for(lambda: "fuse.01" in manager.stored, "it has the FUSE connection")
+            self.assert_readers_end()
+            node.stop_daemon("snapshotter", signal.SIGINT)
+            wait_for(lambda: not manager.stored, "it has nothing")
+
+    def test_one_who_comes_back_in_time_goes_on(self):
+        reader = self.start_reader()
+        holder, = node.holder_pids()
+        for _ in range(3):
+            fuse = only_fuse()
+            node.stop_daemon("snapshotter", signal.SIGKILL)
+            os.kill(fuse, signal.SIGKILL)
+            time.sleep(ABANDON_SECONDS / 4)
+            node.start_snapshotter()
+            only_fuse({fuse})
+        self.assertEqual(node.holder_pids(), [holder])
+        self.assertEqual((reader.stop()[2], reader.bad()), (0, []))
 
 
 class FailoverTest(unittest.TestCase):

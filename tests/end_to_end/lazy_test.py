@@ -233,6 +233,47 @@ class LazyTest(unittest.TestCase):
         self.assertEqual(self.read(container), digest)
         self.assertGreater(self.proxy.ranges, before)
 
+    def lose_cache(self, lose):
+        """Reads a part, then has `lose` take the file in the cache away from a kapsule-fetch
+        that is killed, and reads all."""
+        container = self.start()
+        container.run("/bin/sh", "-c", f"head -c {9 << 20} {MODEL} > /dev/null")
+        before = self.proxy.ranges
+        lose(self.cached())
+        for pid in self.node.pids_of("kapsule-fetch"):
+            os.kill(pid, signal.SIGKILL)
+        self.node.forget_pages(MODEL)
+        begun = time.monotonic()
+        self.assertEqual(self.read(container), digest)
+        self.assertLess(time.monotonic() - begun, 30)
+        self.assertGreater(self.proxy.ranges, before)
+        # A successor of kapsule-fuse reads the new file.
+        for pid in self.node.fuse_pids():
+            os.kill(pid, signal.SIGKILL)
+        self.node.forget_pages(MODEL)
+        self.assertEqual(self.read(container), digest)
+
+    def test_a_cached_file_that_was_removed_is_fetched_anew_for_the_same_mount(self):
+        self.lose_cache(lambda path: path.unlink())
+
+    def test_a_cached_file_that_was_moved_away_is_fetched_anew_for_the_same_mount(self):
+        self.lose_cache(lambda path: path.rename(self.node.folder / "moved"))
+
+    def test_a_cached_file_that_was_replaced_is_fetched_anew_for_the_same_mount(self):
+        def replace(path):
+            owner = path.stat()
+            other = path.with_name("other")
+            other.write_bytes(b"x" * owner.st_size)
+            os.chown(other, owner.st_uid, owner.st_gid)
+            other.chmod(0o600)
+            other.rename(path)
+        self.lose_cache(replace)
+
+    def test_a_cached_file_may_be_removed_while_it_is_used(self):
+        container = self.start()
+        self.cached().unlink()
+        self.assertEqual(self.read(container), digest)
+
     def test_a_registry_that_gives_other_bytes_is_never_believed(self):
         container = self.start()
         self.proxy.lie = lambda status, headers, body: (

@@ -14,26 +14,18 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CLAIMED = "becomes Kapsule layer"
 
 
-class WithDiffer:
-    def config(self):
-        return super().config() + f"""[plugins."io.containerd.service.v1.diff-service"]
-  default = ["kapsule-diff", "walking"]
-[proxy_plugins.kapsule-diff]
-  type = "diff"
-  address = "{self.folder}/snapshotter.sock"
-"""
-
+class PullsWithoutLabels:
     def pull(self, image, snapshotter="kapsule", **options):
-        """As clients of 1.x pull: without labels."""
+        """As clients of 1.x pull."""
         return self.ctr("images", "pull", "--local", "--plain-http", "--snapshotter", snapshotter,
                         image, **options)
 
 
-class Differ17Node(WithDiffer, Containerd17Node):
+class Differ17Node(PullsWithoutLabels, Containerd17Node):
     pass
 
 
-class Differ2Node(WithDiffer, Containerd2Node):
+class Differ2Node(PullsWithoutLabels, Containerd2Node):
     pass
 
 

@@ -13,6 +13,16 @@ PEERS = pathlib.Path(os.environ.get("KAPSULE_PEERS", CACHE / "kapsule-peers"))
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
+def shipped(name, changes):
+    """A file of configs/, in which each of `changes` is made wherever it stands."""
+    text = (PROJECT / "configs" / name).read_text()
+    for old, new in changes.items():
+        if old not in text:
+            raise CommandFailed(f"configs/{name} lacks: {old}")
+        text = text.replace(old, new)
+    return text
+
+
 class PeerNode(CriNode):
     """As CriNode; `containerd` is a folder of PEERS with containerd, its shim and ctr."""
 
@@ -63,6 +73,16 @@ class PeerNode(CriNode):
         return all(condition["status"] for condition in conditions
                    if condition["type"] in ("RuntimeReady", "NetworkReady"))
 
+    def places(self):
+        """What every version's config begins with."""
+        return f"""root = "{self.containerd_root}"
+state = "{self.folder}/state"
+[grpc]
+  address = "{self.socket}"
+[ttrpc]
+  address = "{self.socket}.ttrpc"
+"""
+
     def restart_containerd(self, **settings):
         self.stop_daemon("containerd")
         (self.folder / "logs" / "containerd.log").unlink()
@@ -94,34 +114,19 @@ class Containerd2Node(PeerNode):
     snapshotter = "kapsule"
 
     def config(self):
-        text = (PROJECT / "configs" / "kubernetes" / "containerd-2.toml").read_text()
-
-        def change(old, new):
-            nonlocal text
-            if text.count(old) != 1:
-                raise CommandFailed(f"containerd-2.toml has not one: {old}")
-            text = text.replace(old, new)
-
-        change('"/run/kapsule/snapshotter.sock"', f'"{self.folder}/snapshotter.sock"')
-        change('"/var/lib/kapsule"', f'"{self.kapsule_root}"')
-        if not self.exports:
-            change('enable_remote_snapshot_annotations = "true"', "")
-        if not self.maps:
-            change('capabilities = ["remap-ids"]', "")
-        change('cri.v1.images"]\n  snapshotter = "kapsule"\n', f"""cri.v1.images"]
+        text = shipped("containerd/2.toml", {
+            '"/run/kapsule/snapshotter.sock"': f'"{self.folder}/snapshotter.sock"',
+            '"/var/lib/kapsule"': f'"{self.kapsule_root}"',
+            **({} if self.exports else {'enable_remote_snapshot_annotations = "true"': ""}),
+            **({} if self.maps else {'capabilities = ["remap-ids"]': ""}),
+            'cri.v1.images"]\n  snapshotter = "kapsule"\n': f"""cri.v1.images"]
   snapshotter = "{self.snapshotter}"
   disable_snapshot_annotations = {json.dumps(not self.annotations)}
   stats_collect_period = 1
-""")
-        change("version = 3\n", f"""version = 3
-root = "{self.containerd_root}"
-state = "{self.folder}/state"
-[grpc]
-  address = "{self.socket}"
-[ttrpc]
-  address = "{self.socket}.ttrpc"
-""")
-        return f"""{text}
+""",
+            "version = 3\n": f"""version = 3
+{self.places()}"""})
+        return text + shipped("kubernetes/runtime-class.toml", {"version = 3\n": ""}) + f"""
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{self.pause}"
 [plugins."io.containerd.cri.v1.runtime"]
@@ -143,22 +148,13 @@ class Containerd17Node(PeerNode):
     containerd = "containerd-1.7"
 
     def config(self):
-        return f"""version = 2
-root = "{self.containerd_root}"
-state = "{self.folder}/state"
-[grpc]
-  address = "{self.socket}"
-[ttrpc]
-  address = "{self.socket}.ttrpc"
-[proxy_plugins.kapsule]
-  type = "snapshot"
-  address = "{self.folder}/snapshotter.sock"
-  [proxy_plugins.kapsule.exports]
-    root = "{self.kapsule_root}"
-[[plugins."io.containerd.transfer.v1.local".unpack_config]]
-  platform = "linux/amd64"
-  snapshotter = "kapsule"
-  differ = "walking"
+        return shipped("containerd/1.7.toml", {
+            '"/run/kapsule/snapshotter.sock"': f'"{self.folder}/snapshotter.sock"',
+            '"/var/lib/kapsule"': f'"{self.kapsule_root}"',
+            "disable_snapshot_annotations = false":
+                f"disable_snapshot_annotations = {json.dumps(not self.annotations)}",
+            "version = 2\n": f"""version = 2
+{self.places()}"""}) + f"""
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{self.pause}"
   restrict_oom_score_adj = true
@@ -167,9 +163,6 @@ state = "{self.folder}/state"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "{self.folder}/cni"
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "kapsule"
-    disable_snapshot_annotations = {json.dumps(not self.annotations)}
 [plugins."io.containerd.internal.v1.opt"]
   path = "{self.folder}/opt"
 [plugins."io.containerd.nri.v1.nri"]
