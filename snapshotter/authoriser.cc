@@ -42,7 +42,9 @@ absl::StatusOr<std::vector<FoundImage>> Authoriser::Candidates(const SnapshotKey
   if (absl::IsNotFound(images.status()))
     return PermissionDenied("image {} of container {} is not in namespace {} any more",
                             container->image, key.client, ns);
-  RETURN_IF_ERROR(images.status());
+  if (!images.ok())
+    return Annotate(AsRefusal(images.status()),
+                    fmt::format("image {} of container {}", container->image, key.client));
   if (images->empty())
     return PermissionDenied("image {} of container {} has no {} in chain {}", container->image,
                             key.client, LayerTitle(top), top.chain_id.text());
@@ -54,9 +56,12 @@ absl::StatusOr<std::vector<FoundImage>> Authoriser::OfVolume(const SnapshotKey& 
                                                              absl::Time deadline) {
   if (!key.volume_image)
     return PermissionDenied("image volume {} does not say of which image", key.client);
-  ASSIGN_OR_RETURN(std::vector<FoundImage> images,
-                   finder_.OfDigest(key.ns, *key.volume_image, top.chain_id, deadline));
-  if (images.empty())
+  absl::StatusOr<std::vector<FoundImage>> images =
+      finder_.OfDigest(key.ns, *key.volume_image, top.chain_id, deadline);
+  if (!images.ok())
+    return Annotate(AsRefusal(images.status()),
+                    fmt::format("image {} of a volume", key.volume_image->text()));
+  if (images->empty())
     return PermissionDenied("image {} of a volume has no {} in chain {}, or is not in namespace {}",
                             key.volume_image->text(), LayerTitle(top), top.chain_id.text(), key.ns);
   return images;

@@ -44,8 +44,17 @@ struct ImageFinder::Scan {
   const absl::Time deadline;
   std::optional<oci::Digest> only = {};  // a manifest or an index
   std::vector<FoundImage> found = {};
+  absl::Status bad = {};  // of the first manifest that is there and of no use
 
   bool full() const { return found.size() >= kMaxFound; }
+  void NoteBad(const oci::Digest& manifest, const absl::Status& why) {
+    if (bad.ok() && !absl::IsNotFound(why))
+      bad = InvalidArgument("manifest {}: {}", manifest.text(), Message(why));
+  }
+  absl::StatusOr<std::vector<FoundImage>> FoundOrWhyNot() {
+    if (found.empty()) RETURN_IF_ERROR(bad);
+    return std::move(found);
+  }
 };
 
 bool ManifestChain::CanBeGenuine(size_t i) const {
@@ -70,7 +79,7 @@ absl::StatusOr<std::vector<FoundImage>> ImageFinder::OfDigest(const std::string&
                                                               absl::Time deadline) {
   Scan scan{ns, chain_id, deadline, image};
   RETURN_IF_ERROR(ScanAll(&scan));
-  return std::move(scan.found);
+  return scan.FoundOrWhyNot();
 }
 
 absl::Status ImageFinder::ScanAll(Scan* scan) {
@@ -90,7 +99,7 @@ absl::StatusOr<std::vector<FoundImage>> ImageFinder::OfImage(const std::string& 
   ASSIGN_OR_RETURN(const containerd::Image image, client_.GetImage(ns, name, deadline));
   Scan scan{ns, chain_id, deadline};
   for (const bool native : {true, false}) RETURN_IF_ERROR(ScanImage(&scan, image, native));
-  return std::move(scan.found);
+  return scan.FoundOrWhyNot();
 }
 
 absl::StatusOr<std::vector<FoundImage>> ImageFinder::OfLayer(const std::string& ns,
@@ -119,7 +128,10 @@ absl::Status ImageFinder::ScanImage(Scan* scan, const containerd::Image& image, 
     return ScanManifest(scan, image.name, image.target.digest);
   }
   const auto index = Load(scan->ns, image.target.digest, /*index=*/true, scan->deadline);
-  if (!index.ok()) return IsAboutTheBlob(index.status()) ? absl::OkStatus() : index.status();
+  if (!index.ok()) {
+    scan->NoteBad(image.target.digest, index.status());
+    return IsAboutTheBlob(index.status()) ? absl::OkStatus() : index.status();
+  }
   for (const auto& [digest, entry_native] : (*index)->entries) {
     if (entry_native == native && wanted(digest))
       RETURN_IF_ERROR(ScanManifest(scan, image.name, digest));
@@ -131,9 +143,12 @@ absl::Status ImageFinder::ScanManifest(Scan* scan, const std::string& name,
                                        const oci::Digest& digest) {
   if (scan->full()) return absl::OkStatus();
   const auto parsed = Load(scan->ns, digest, /*index=*/false, scan->deadline);
-  if (!parsed.ok()) return IsAboutTheBlob(parsed.status()) ? absl::OkStatus() : parsed.status();
+  const absl::Status bad = parsed.ok() ? (*parsed)->bad : parsed.status();
+  if (!bad.ok()) {
+    scan->NoteBad(digest, bad);
+    return parsed.ok() || IsAboutTheBlob(bad) ? absl::OkStatus() : bad;
+  }
   const std::shared_ptr<const ManifestChain>& manifest = (*parsed)->manifest;
-  if (manifest == nullptr) return absl::OkStatus();
   const auto& chain_ids = manifest->chain_ids;
   const auto at = std::find(chain_ids.begin(), chain_ids.end(), scan->chain_id);
   if (at == chain_ids.end()) return absl::OkStatus();
@@ -157,6 +172,7 @@ absl::StatusOr<std::shared_ptr<const ImageFinder::Parsed>> ImageFinder::Load(
   Parsed parsed;
   if (index) {
     const absl::StatusOr<oci::Index> entries = oci::ParseIndex(text);
+    parsed.bad = entries.status();
     if (entries.ok()) parsed.entries = EntriesOf(*entries);
   } else {
     ASSIGN_OR_RETURN(parsed, LoadManifest(ns, digest, text, &bytes, deadline));
@@ -171,15 +187,20 @@ absl::StatusOr<ImageFinder::Parsed> ImageFinder::LoadManifest(const std::string&
                                                               const std::string& text,
                                                               size_t* bytes, absl::Time deadline) {
   absl::StatusOr<oci::Manifest> manifest = oci::ParseManifest(text);
-  if (!manifest.ok()) return Parsed{};
+  if (!manifest.ok()) return Parsed{nullptr, {}, manifest.status()};
   ASSIGN_OR_RETURN(const std::string config,
                    client_.ReadBlob(ns, manifest->config.digest, oci::kMaxManifestBytes, deadline));
   *bytes += config.size();
   const absl::StatusOr<std::vector<oci::Digest>> diff_ids = oci::ParseDiffIds(config);
-  if (!diff_ids.ok() || diff_ids->size() != manifest->layers.size()) return Parsed{};
+  if (!diff_ids.ok()) return Parsed{nullptr, {}, Annotate(diff_ids.status(), "its config")};
+  if (diff_ids->size() != manifest->layers.size())
+    return Parsed{nullptr,
+                  {},
+                  InvalidArgument("it has {} layers, and its config {} diff_ids",
+                                  manifest->layers.size(), diff_ids->size())};
   ManifestChain chain{digest, manifest->config.digest, std::move(manifest->layers), *diff_ids,
                       oci::ChainIds(*diff_ids)};
-  return Parsed{std::make_shared<const ManifestChain>(std::move(chain)), {}};
+  return Parsed{std::make_shared<const ManifestChain>(std::move(chain)), {}, {}};
 }
 
 std::shared_ptr<const ImageFinder::Parsed> ImageFinder::FindCached(const CacheKey& key) {

@@ -59,12 +59,13 @@ class ImageFinder {
                                                   const oci::Digest& chain_id, absl::Time deadline);
 
   // The same of images whose record names `image`, a manifest or an index, and of
-  // that manifest where it is an entry of another index.
+  // that manifest where it is an entry of another index. InvalidArgument: none was
+  // found, and one of them was too long or not of an image.
   absl::StatusOr<std::vector<FoundImage>> OfDigest(const std::string& ns, const oci::Digest& image,
                                                    const oci::Digest& chain_id,
                                                    absl::Time deadline);
 
-  // The same of one image. NotFound: no image has that name.
+  // The same of one image. NotFound: no image has that name. InvalidArgument: as above.
   absl::StatusOr<std::vector<FoundImage>> OfImage(const std::string& ns, const std::string& name,
                                                   const oci::Digest& chain_id, absl::Time deadline);
 
@@ -76,11 +77,11 @@ class ImageFinder {
                                                   absl::Time deadline);
 
  private:
-  // What a digest turned out to be: a manifest, an index, or (neither set)
-  // something else.
+  // What a digest turned out to be: a manifest, an index, or something else.
   struct Parsed {
     std::shared_ptr<const ManifestChain> manifest;
     std::vector<std::pair<oci::Digest, bool>> entries;  // true: for linux/amd64
+    absl::Status bad;                                   // why neither
   };
   // A digest, and whether it was read as an index: whoever lists somebody's index
   // as a manifest must not hide it.

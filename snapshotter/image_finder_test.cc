@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "core/base/file.h"
 #include "core/containerd/testing.h"
 
 namespace kapsule::snapshotter {
@@ -13,6 +14,7 @@ using containerd::OneFileTar;
 using containerd::TestContainerd;
 using containerd::TestImage;
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
@@ -168,6 +170,24 @@ TEST_F(ImageFinderTest, AnswersFromItsCacheWhenTheManifestIsUnreadable) {
   EXPECT_THAT(fresh.OfChain("default", indexed_.chain_ids[1], Soon()).value(), SizeIs(1));
   std::filesystem::rename(aside, blob);
   EXPECT_THAT(fresh.OfChain("default", plain_.chain_ids[1], Soon()).value(), SizeIs(1));
+}
+
+TEST_F(ImageFinderTest, SaysWhyTheManifestOfAnImageIsOfNoUse) {
+  const auto blob = containerd_->content_root() / "blobs/sha256" / plain_.manifest.hex();
+  auto aside = blob;
+  aside += ".aside";
+  std::filesystem::rename(blob, aside);
+  ASSERT_EQ(WriteFileAtomic(blob, AsBytes("other bytes"), 0600), absl::OkStatus());
+  ImageFinder fresh(&client_);
+  for (const absl::Status& status :
+       {fresh.OfImage("default", kPlain, plain_.chain_ids[1], Soon()).status(),
+        fresh.OfDigest("default", plain_.manifest, plain_.chain_ids[1], Soon()).status()}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    EXPECT_THAT(Message(status), HasSubstr("manifest " + plain_.manifest.text()));
+    EXPECT_THAT(Message(status), HasSubstr("other bytes than its digest says"));
+  }
+  EXPECT_THAT(fresh.OfChain("default", plain_.chain_ids[1], Soon()).value(), IsEmpty());
+  std::filesystem::rename(aside, blob);
 }
 
 TEST_F(ImageFinderTest, StopsAtItsLimitOfManifests) {

@@ -15,11 +15,18 @@ bool KernelHasIndex() { return access("/sys/module/overlay/parameters/index", F_
 
 }  // namespace
 
+absl::Status TooManyLayers(std::string_view what, size_t layers) {
+  return FailedPrecondition(
+      "{} has {} layers, more than the {} that overlayfs takes: use an image with fewer layers",
+      what, layers, kMaxLowerDirs);
+}
+
 absl::StatusOr<Mount> SnapshotMount(const SnapshotDirs& dirs, int64_t id, bool writable,
                                     const std::vector<int64_t>& parents,
                                     const std::set<int64_t>& linked, bool over_nothing) {
   if (parents.empty() && !over_nothing) return Bind(dirs.Fs(id), writable);
   if (!writable && parents.size() == 1) return Bind(dirs.Fs(parents.front()), false);
+  if (parents.size() > kMaxLowerDirs) return TooManyLayers("the snapshot", parents.size());
 
   // No "userxattr": only user namespaces need it, and no EROFS mounts there.
   Mount mount{"overlay", "overlay", {}};
@@ -45,8 +52,8 @@ absl::StatusOr<Mount> SnapshotMount(const SnapshotDirs& dirs, int64_t id, bool w
   for (size_t i = 0; i + 1 < mount.options.size(); ++i) passed += mount.options[i].size() + 1;
   if (passed > kMaxMountOptions)
     return FailedPrecondition(
-        "{} layers take {} bytes of mount options, more than {}: use an image with fewer layers or"
-        " a shorter --root",
+        "{} layers take {} bytes of mount options, more than {}: use an image with fewer layers"
+        " or a shorter --root",
         parents.size(), passed, kMaxMountOptions);
   return mount;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <set>
+#include <string_view>
 #include <vector>
 
 #include "core/base/status.h"
@@ -14,6 +15,10 @@ namespace kapsule::snapshotter {
 // The longest option string of one mount, counted as containerd passes it to
 // the kernel, which takes a page of 4,096 bytes.
 inline constexpr size_t kMaxMountOptions = 4000;
+
+// What overlayfs takes (OVL_MAX_STACK of Linux).
+inline constexpr size_t kMaxLowerDirs = 500;
+absl::Status TooManyLayers(std::string_view what, size_t layers);
 
 // Snapshot `id` on `parents` (top to bottom), those in `linked` by way of its link; on
 // an empty directory where there is none and `over_nothing`: whiteouts need an overlay.

@@ -4,6 +4,7 @@
 
 #include "core/base/log.h"
 #include "core/base/secret.h"
+#include "snapshotter/overlay_mounts.h"
 
 namespace kapsule::snapshotter {
 namespace {
@@ -98,15 +99,20 @@ absl::Status PreRegisterImage(containerd::Client* client, ImageFinder* finder,
                               const std::string& snapshotter, const std::string& ns,
                               const oci::Digest& chain_id, absl::Time deadline) {
   ASSIGN_OR_RETURN(const std::vector<FoundImage> images, finder->OfChain(ns, chain_id, deadline));
+  absl::Status too_many;
   for (const FoundImage& image : images) {
     if (image.position >= CountKapsuleLayers(*image.manifest)) continue;
+    if (const size_t layers = image.manifest->layers.size(); layers > kMaxLowerDirs) {
+      too_many = absl::AbortedError(Message(TooManyLayers("image " + image.title(), layers)));
+      continue;  // another image with this chain may have fewer
+    }
     ASSIGN_OR_RETURN(const std::string name, UniqueName());
     RETURN_IF_ERROR(client->CreateLease(ns, name, kLeaseLifetime, deadline));
     const absl::Status status = PrepareLayers(client, image, snapshotter, ns, name, deadline);
     client->DeleteLease(ns, name, deadline).IgnoreError();  // it would expire
     return Outcome(image, status);
   }
-  return absl::OkStatus();
+  return too_many;
 }
 
 }  // namespace kapsule::snapshotter

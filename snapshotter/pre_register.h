@@ -24,7 +24,8 @@ size_t CountKapsuleLayers(const ManifestChain& manifest);
 //   FailedPrecondition             `snapshotter` did not claim a layer
 //   Aborted                        instead of these where the image is encrypted,
 //                                  and where `chain_id` is an encrypted layer,
-//                                  which the puller would unpack: it has to pull again
+//                                  which the puller would unpack: it has to pull again;
+//                                  or an image has more layers than can be mounted
 absl::Status PreRegisterImage(containerd::Client* client, ImageFinder* finder,
                               const std::string& snapshotter, const std::string& ns,
                               const oci::Digest& chain_id, absl::Time deadline);

@@ -115,6 +115,25 @@ TEST_F(PreRegisterTest, AsksToPullAgainWhereAnEncryptedImageIsNotRegistered) {
   EXPECT_THAT(Message(status), HasSubstr("no-such-snapshotter"));
 }
 
+TEST_F(PreRegisterTest, RefusesMoreLayersThanCanBeMounted) {
+  const std::string tar = containerd::OneFileTar("a", "many");
+  const containerd::TestLayer layer{.bytes = tar, .annotations = Layer(tar, true).annotations};
+  const auto import = [&](const std::string& name, size_t layers) {
+    return ImportImage(*containerd_, "many", name, std::vector(layers, layer));
+  };
+  const auto image = import("r.test/many:1", 501);
+  ASSERT_TRUE(image.ok()) << image.status();
+  const auto pre_register = [&] {
+    return PreRegisterImage(&client_, &finder_, "none", "many", image->chain_ids[0], Soon());
+  };
+  EXPECT_TRUE(absl::IsAborted(pre_register()));
+  EXPECT_EQ(Message(pre_register()),
+            "image r.test/many:1 has 501 layers, more than the 500 that overlayfs takes: use an "
+            "image with fewer layers");
+  ASSERT_TRUE(import("r.test/some:1", 2).ok());
+  EXPECT_THAT(Message(pre_register()), HasSubstr("image r.test/some:1, layer 0"));
+}
+
 TEST_F(PreRegisterTest, SaysThatContainerdDoesNotAnswer) {
   containerd::Client nobody("/tmp/kapsule-no-such.sock");
   ImageFinder finder(&nobody);

@@ -110,6 +110,11 @@ TEST_F(SnapshotDirsTest, RefusesMoreOptionsThanTheKernelTakes) {
   const absl::Status status = SnapshotMount(*dirs_, 9999, true, parents).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(Message(status), testing::HasSubstr("mount options, more than 4000"));
+  parents.assign(501, 1);
+  EXPECT_THAT(Message(SnapshotMount(*dirs_, 2, true, parents).status()),
+              testing::HasSubstr("501 layers, more than the 500"));
+  parents.pop_back();
+  EXPECT_TRUE(SnapshotMount(*dirs_, 2, true, parents).ok());
 }
 
 }  // namespace

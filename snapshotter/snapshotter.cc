@@ -139,11 +139,11 @@ absl::StatusOr<std::vector<Mount>> Snapshotter::Create(Kind kind, const std::str
   const SnapshotKey parsed = SnapshotKey::Parse(key);
   ASSIGN_OR_RETURN(const std::optional<IdMaps> maps, IdMaps::FromLabels(labels));
   ASSIGN_OR_RETURN(const Chain chain, store_->GetChain(parent));
-  // Before anything is made, so that failing leaves nothing.
-  RETURN_IF_ERROR(AwaitLayers(kind, parsed, chain));
-  // The longest id stands for the one to come.
+  // Before anything is made, so that failing leaves nothing, and before a wait in vain for
+  // layers that are too many. The longest id stands for the one to come.
   RETURN_IF_ERROR(
       MountsOf(kind, parsed, std::numeric_limits<int64_t>::max(), chain, maps).status());
+  RETURN_IF_ERROR(AwaitLayers(kind, parsed, chain));
   ASSIGN_OR_RETURN(SnapshotDirs::Staged staged, StageAbove(kind, chain, maps));
   ASSIGN_OR_RETURN(const int64_t id, store_->Create(kind, key, chain, labels, PlacingOf(staged)));
   return MountsOf(kind, parsed, id, chain, maps);

@@ -8,16 +8,15 @@ import signal
 import tempfile
 import time
 import unittest
-import urllib.request
 
 from node import BIN, PROJECT, Node, make_base_image, run, sha256_of
+from repository import Repository
 
 MODEL = "/models/tiny/model.gguf"
-ACCEPT = "application/vnd.oci.image.manifest.v1+json"
 
 
 def setUpModule():
-    global work, node, base
+    global work, node, base, repository
     work = pathlib.Path(tempfile.mkdtemp(prefix="kapsule-hostile-"))
     unittest.addModuleCleanup(shutil.rmtree, work)
     run(PROJECT / "scripts" / "make-tiny-gguf", work / "tiny.gguf", "--pad-mib", 4)
@@ -25,6 +24,7 @@ def setUpModule():
         run(BIN / "kapsule-ctl", "keys", "generate", "--type", "rsa-2048", "-o", work / name)
     base = make_base_image(work / "base", BIN / "probe")
     node = Node()
+    repository = Repository(node.registry, "acme/tiny")
     try:
         node.start_all()
         node.install_key(work / "ours" / "private.pem")
@@ -39,46 +39,13 @@ def tearDownModule():
 
 def build(tag, key="ours", model="tiny.gguf"):
     """A fresh image: every encrypted build has layers of its own. `key` None: a plain one."""
-    image = f"{node.registry}/acme/tiny:{tag}"
+    image = repository.name(tag)
     modelfile = work / f"Modelfile-{tag}"
     modelfile.write_text(f"FROM {work}/{model}\n")
     encryption = ["--encryption-key", work / key / "public.pem"] if key else []
     run(BIN / "kapsule-ctl", "build", "-f", modelfile, "-t", image, "--insecure", *encryption,
         "--base", base, work)
     return image
-
-
-def manifest_of(tag):
-    request = urllib.request.Request(f"http://{node.registry}/v2/acme/tiny/manifests/{tag}",
-                                     headers={"Accept": ACCEPT})
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
-
-
-def blob_of(digest):
-    with urllib.request.urlopen(f"http://{node.registry}/v2/acme/tiny/blobs/{digest}") as answer:
-        return json.load(answer)
-
-
-def put_blob(data):
-    """Uploads a blob; returns the digest and size of its descriptor."""
-    digest = "sha256:" + hashlib.sha256(data).hexdigest()
-    start = urllib.request.Request(f"http://{node.registry}/v2/acme/tiny/blobs/uploads/",
-                                   data=b"", method="POST")
-    with urllib.request.urlopen(start) as answer:
-        location = answer.headers["Location"]
-    urllib.request.urlopen(urllib.request.Request(
-        f"{location}&digest={digest}", data=data, method="PUT",
-        headers={"Content-Type": "application/octet-stream"})).close()
-    return {"digest": digest, "size": len(data)}
-
-
-def put_manifest(tag, manifest):
-    request = urllib.request.Request(f"http://{node.registry}/v2/acme/tiny/manifests/{tag}",
-                                     data=json.dumps(manifest).encode(), method="PUT",
-                                     headers={"Content-Type": ACCEPT})
-    urllib.request.urlopen(request).close()
-    return f"{node.registry}/acme/tiny:{tag}"
 
 
 class HostileTest(unittest.TestCase):
@@ -96,7 +63,7 @@ class HostileTest(unittest.TestCase):
         return done.stderr
 
     def blob(self, tag, layer=1):
-        digest = manifest_of(tag)["layers"][layer]["digest"].split(":")[1]
+        digest = repository.manifest(tag)["layers"][layer]["digest"].split(":")[1]
         return node.containerd_root / "io.containerd.content.v1.content/blobs/sha256" / digest
 
     def flip(self, path, offset):
@@ -178,12 +145,12 @@ class HostileTest(unittest.TestCase):
         node.pull(victim)
         node.run_container(victim, "/bin/ls", MODEL)
         build("attacker")
-        forged, attacker = manifest_of("victim"), manifest_of("attacker")
+        forged, attacker = repository.manifest("victim"), repository.manifest("attacker")
         for mine, theirs in zip(forged["layers"], attacker["layers"]):
             for name, value in theirs.get("annotations", {}).items():
                 if name.startswith("org.opencontainers.image.enc."):
                     mine["annotations"][name] = value
-        image = put_manifest("forged", forged)
+        image = repository.put_manifest("forged", forged)
         node.pull(image, namespace="thief")
         done = node.run_container(image, "/bin/sha256sum", MODEL, check=False, namespace="thief")
         self.assertNotEqual(done.returncode, 0, "a forged image read the victim's model")
@@ -194,12 +161,12 @@ class HostileTest(unittest.TestCase):
         victim = build("victim2")
         node.pull(victim)
         node.run_container(victim, "/bin/ls", MODEL)
-        forged = manifest_of("victim2")
+        forged = repository.manifest("victim2")
         for layer in forged["layers"]:
             for name in list(layer.get("annotations", {})):
                 if name.startswith("org.opencontainers.image.enc."):
                     del layer["annotations"][name]
-        image = put_manifest("keyless", forged)
+        image = repository.put_manifest("keyless", forged)
         node.pull(image, check=False, namespace="thief2")
         done = node.run_container(image, "/bin/sha256sum", MODEL, check=False, namespace="thief2")
         self.assertNotEqual(done.returncode, 0)
@@ -219,13 +186,13 @@ class HostileTest(unittest.TestCase):
                 victim = build(tag)
                 build(f"{tag}-evil", key=None, model="evil/tiny.gguf")
                 # Plain, labelled and whole layers under the victim's chain ids.
-                manifest, theirs = manifest_of(tag), manifest_of(f"{tag}-evil")
+                manifest, theirs = repository.manifest(tag), repository.manifest(f"{tag}-evil")
                 for layer in layers:
                     manifest["layers"][layer] = theirs["layers"][layer]
-                config = blob_of(manifest["config"]["digest"])
+                config = repository.document(manifest["config"]["digest"])
                 config["author"] = "thief"
-                manifest["config"].update(put_blob(json.dumps(config).encode()))
-                squatter = put_manifest(f"{tag}-squatter", manifest)
+                manifest["config"].update(repository.put_document(config))
+                squatter = repository.put_manifest(f"{tag}-squatter", manifest)
                 node.pull(squatter, check=False, namespace=namespace)
                 node.pull(victim, check=False)  # may find one layer unpacked already
                 node.pull(victim)
@@ -241,9 +208,9 @@ class HostileTest(unittest.TestCase):
         genuine, evil = self.make_evil_model()
         victim = build("taken")
         build("taken-evil", model="evil/tiny.gguf")  # for the node's own key
-        manifest = manifest_of("taken")
-        manifest["layers"][1] = manifest_of("taken-evil")["layers"][1]
-        squatter = put_manifest("taken-squatter", manifest)
+        manifest = repository.manifest("taken")
+        manifest["layers"][1] = repository.manifest("taken-evil")["layers"][1]
+        squatter = repository.put_manifest("taken-squatter", manifest)
         node.pull(squatter)
         node.pull(victim)
         done = node.run_container(victim, "/bin/sha256sum", MODEL, check=False)
@@ -265,7 +232,7 @@ class HostileTest(unittest.TestCase):
 
     def test_wrong_roots_versions_and_offsets_in_annotations_are_refused(self):
         build("lies")
-        good = json.dumps(manifest_of("lies"))
+        good = json.dumps(repository.manifest("lies"))
         for name, change in {
             "root": lambda ref: ref.update(root="sha256:" + hashlib.sha256(b"x").hexdigest()),
             "version": lambda ref: ref.update(version=99),
@@ -279,7 +246,7 @@ class HostileTest(unittest.TestCase):
                 ref = json.loads(annotations["io.kapsule.index"])
                 change(ref)
                 annotations["io.kapsule.index"] = json.dumps(ref)
-                image = put_manifest(f"lies-{name}", manifest)
+                image = repository.put_manifest(f"lies-{name}", manifest)
                 node.pull(image, namespace=f"lies-{name}")
                 done = node.run_container(image, "/bin/ls", MODEL, check=False, namespace=f"lies-{name}")
                 self.assertNotEqual(done.returncode, 0, name)
@@ -298,7 +265,7 @@ class HostileTest(unittest.TestCase):
         image = build("logs")
         node.pull(image)
         node.run_container(image, "/bin/ls", MODEL)
-        wrapped = manifest_of("logs")["layers"][1]["annotations"]["org.opencontainers.image.enc.keys.jwe"]
+        wrapped = repository.manifest("logs")["layers"][1]["annotations"]["org.opencontainers.image.enc.keys.jwe"]
         for name in ("snapshotter", "keyprovider", "containerd"):
             self.assertNotIn(wrapped[:60], node.log(name))
             self.assertNotIn("symkey", node.log(name))
