@@ -14,7 +14,7 @@ constexpr size_t kMaxOpenBytes = control::kMaxFetchMessageBytes - 64;
 
 v1::FetchCredentials MessageOf(const PullCredentials& known) {
   v1::FetchCredentials told;
-  told.set_host(known.host);
+  told.set_place(known.place);
   told.set_username(known.username);
   told.set_password(std::string(known.password.text()));
   told.set_identity_token(std::string(known.identity_token.text()));
@@ -24,7 +24,7 @@ v1::FetchCredentials MessageOf(const PullCredentials& known) {
 
 bool IsTold(const v1::FetchOpen& open, const v1::FetchCredentials& wanted) {
   return std::any_of(open.credentials().begin(), open.credentials().end(), [&](const auto& told) {
-    return told.host() == wanted.host() && told.username() == wanted.username() &&
+    return told.place() == wanted.place() && told.username() == wanted.username() &&
            told.password() == wanted.password() &&
            told.identity_token() == wanted.identity_token() &&
            told.registry_token() == wanted.registry_token();

@@ -17,7 +17,7 @@ RemoteBlob BlobOf(int images) {
 }
 
 PullCredentials TokenOf(const std::string& host, size_t bytes, char letter = 'x') {
-  return {.host = host, .registry_token = Secret::CopyOf(std::string(bytes, letter))};
+  return {.place = host, .registry_token = Secret::CopyOf(std::string(bytes, letter))};
 }
 
 // Whether it goes through the socket.
@@ -42,7 +42,7 @@ TEST(BlobOpenRequestTest, ItNamesImagesAndWhomTheyWerePulledAs) {
   ASSERT_EQ(request.open().sources_size(), 2);
   EXPECT_EQ(request.open().sources(1), "r1.example/a");
   ASSERT_EQ(request.open().credentials_size(), 1);
-  EXPECT_EQ(request.open().credentials(0).host(), "r1.example");
+  EXPECT_EQ(request.open().credentials(0).place(), "r1.example");
   EXPECT_GT(request.open().timeout_ms(), 4000u);
   EXPECT_TRUE(IsTaken(request));
 }

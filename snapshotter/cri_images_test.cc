@@ -300,7 +300,7 @@ class CriImagesTest : public testing::Test {
   }
   std::string Found() {
     const std::optional<PullCredentials> found = images_.Find(image_);
-    return found ? found->username + "@" + found->host + " " + std::string(found->password.text())
+    return found ? found->username + "@" + found->place + " " + std::string(found->password.text())
                  : "nobody";
   }
 

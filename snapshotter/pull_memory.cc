@@ -36,7 +36,7 @@ absl::Status SplitPair(std::string_view packed, PullCredentials& credentials) {
 }  // namespace
 
 PullCredentials PullCredentials::Clone() const {
-  return {host, username, password.Clone(), identity_token.Clone(), registry_token.Clone()};
+  return {place, username, password.Clone(), identity_token.Clone(), registry_token.Clone()};
 }
 
 absl::StatusOr<std::optional<PullCredentials>> TakeCredentials(runtime::v1::AuthConfig& auth,
@@ -54,7 +54,7 @@ absl::StatusOr<std::optional<PullCredentials>> TakeCredentials(runtime::v1::Auth
   if (auth.username().size() > kMaxFieldBytes)
     return InvalidArgument("the user name of the pull is longer than {} bytes", kMaxFieldBytes);
   if (!IsFor(auth.server_address(), image.host)) return std::nullopt;
-  PullCredentials credentials{.host = image.host + "/" + image.repository};
+  PullCredentials credentials{.place = image.host + "/" + image.repository};
   if (!auth.username().empty()) {
     credentials.username = auth.username();
     credentials.password = Secret::CopyOf(auth.password());

@@ -17,7 +17,7 @@ namespace kapsule::snapshotter {
 
 // In one of three ways; what is not used is empty.
 struct PullCredentials {
-  std::string host;  // and repository: "docker.io/library/x", "registry.example:5000/a"
+  std::string place;  // a repository: "docker.io/library/x", "registry.example:5000/a"
   std::string username = {};
   Secret password = {};
   Secret identity_token = {};  // an OAuth2 refresh token

@@ -12,7 +12,7 @@ using ::testing::Not;
 oci::Reference Ref(const std::string& name) { return *oci::Reference::Parse(name); }
 
 PullCredentials Password(const std::string& password) {
-  return {.host = "r.test/a", .username = "u", .password = Secret::CopyOf(password)};
+  return {.place = "r.test/a", .username = "u", .password = Secret::CopyOf(password)};
 }
 
 class PullMemoryTest : public testing::Test {
@@ -98,7 +98,7 @@ TEST_F(TakeCredentialsTest, APasswordComesBeforeATokenAndIsCleansed) {
   auth_.set_password("secret");
   auth_.set_identity_token("token");
   const PullCredentials taken = Take();
-  EXPECT_EQ(taken.host, "r.test/a/b");
+  EXPECT_EQ(taken.place, "r.test/a/b");
   EXPECT_EQ(taken.username, "u");
   EXPECT_EQ(taken.password.text(), "secret");
   EXPECT_TRUE(taken.identity_token.empty());

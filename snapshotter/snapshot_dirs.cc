@@ -98,7 +98,6 @@ absl::StatusOr<SnapshotDirs::Staged> SnapshotDirs::Stage(bool work, uid_t uid, g
   if (work) RETURN_IF_ERROR(MakeDir(staged.path_ / "work", 0711));
   if (link && symlink(folder_.c_str(), (staged.path_ / "all").c_str()) != 0)
     return ErrnoStatus(errno, "link " + folder_.string());
-  RETURN_IF_ERROR(SyncDir(staged.path_));
   return staged;
 }
 

@@ -53,13 +53,14 @@ class SnapshotDirs {
   // The snapshot whose Fs() or LinkedFs() is written `path`, exactly so.
   std::optional<int64_t> IdOf(std::string_view path) const;
 
-  // Makes fs with mode 0755 and this owner, work and the link where asked for; synced.
+  // Makes fs with mode 0755 and this owner, work and the link where asked for.
   absl::StatusOr<Staged> Stage(bool work, uid_t uid, gid_t gid, bool link = false) const;
 
   // Renames to `id`. Only inside the transaction that makes `id`, which calls Sync()
   // before it commits.
   absl::Status Place(Staged& staged, int64_t id) const;
-  // What has been placed is on disk.
+  // What has been placed is on disk, and what was made in it before: the journals of ext4
+  // and XFS keep the order, and btrfs logs new directories with all that is in them.
   absl::Status Sync() const;
 
   // Takes the directory of a forgotten snapshot away and deletes it in the

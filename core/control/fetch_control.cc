@@ -22,7 +22,7 @@ absl::Status CheckOpen(const v1::FetchOpen& open) {
   if (open.sources_size() > kMaxFetchSources || open.credentials_size() > kMaxFetchSources)
     return InvalidArgument("more than {} sources or credentials", kMaxFetchSources);
   for (const v1::FetchCredentials& credentials : open.credentials())
-    if (credentials.host().empty()) return InvalidArgument("credentials without host");
+    if (credentials.place().empty()) return InvalidArgument("credentials without a place");
   return absl::OkStatus();
 }
 

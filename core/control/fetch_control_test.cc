@@ -88,7 +88,7 @@ TEST_F(FetchControlTest, ARequestIsRefusedWhereAFieldIsWrong) {
 
 TEST_F(FetchControlTest, WhatIsTooLongIsRefusedAtBothEnds) {
   v1::FetchRequest request = OpenOf();
-  request.mutable_open()->add_credentials()->set_host("h");
+  request.mutable_open()->add_credentials()->set_place("h");
   request.mutable_open()->mutable_credentials(0)->set_password(std::string(70'000, 'x'));
   EXPECT_EQ(SendFetchRequest(a(), request, {}).code(), absl::StatusCode::kInvalidArgument);
   ASSERT_TRUE(SendPacket(a(), AsBytes(request.SerializeAsString())).ok());

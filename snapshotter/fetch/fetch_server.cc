@@ -35,7 +35,7 @@ Origin OriginOf(const v1::FetchOpen& open) {
   origin.references.assign(open.sources().begin(), open.sources().end());
   for (const v1::FetchCredentials& c : open.credentials())
     origin.credentials.push_back(
-        {c.host(), c.username(), c.password(), c.identity_token(), c.registry_token()});
+        {c.place(), c.username(), c.password(), c.identity_token(), c.registry_token()});
   return origin;
 }
 

@@ -35,8 +35,8 @@ class RangeSource {
   virtual uint64_t auth_refreshes() const { return 0; }
 };
 
-struct HostCredentials {
-  std::string host, username, password, identity_token, registry_token;
+struct PlaceCredentials {
+  std::string place, username, password, identity_token, registry_token;
 };
 
 // What the snapshotter knows about a blob's places.
@@ -44,7 +44,7 @@ struct Origin {
   oci::Digest digest;
   uint64_t size = 0;
   std::vector<std::string> references;
-  std::vector<HostCredentials> credentials;
+  std::vector<PlaceCredentials> credentials;
 };
 
 // Makes no request. InvalidArgument: no reference of the origin can be used.

@@ -93,9 +93,9 @@ absl::StatusOr<std::unique_ptr<registry::BlobRanges>> RegistrySources::OpenOne(
   ASSIGN_OR_RETURN(const Hosts hosts, HostsOf(parsed.host));
   registry::CredentialChain chain{
       {}, options_.plugins, options_.pull_secrets, options_.docker_configs};
-  for (const HostCredentials& told : origin.credentials)
+  for (const PlaceCredentials& told : origin.credentials)
     chain.told.push_back(
-        {told.host, {told.username, told.password, told.identity_token, told.registry_token}});
+        {told.place, {told.username, told.password, told.identity_token, told.registry_token}});
   const auto credentials = [chain = std::move(chain),
                             repository = parsed.repository](const std::string& host) {
     return registry::FindCredentials(chain, host, repository);

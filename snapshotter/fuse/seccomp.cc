@@ -114,8 +114,9 @@ absl::Status AddRules(const Filter& filter) {
     RETURN_IF_ERROR(Add(filter, SCMP_ACT_ALLOW, rule.call,
                         {SCMP_CMP64(rule.argument, SCMP_CMP_MASKED_EQ, rule.mask, rule.value)}));
   // abort() and pthread_kill().
-  RETURN_IF_ERROR(Add(filter, SCMP_ACT_ALLOW, "tgkill",
-                      {SCMP_CMP64(0, SCMP_CMP_MASKED_EQ, ~uint64_t{0}, static_cast<uint64_t>(getpid()))}));
+  RETURN_IF_ERROR(
+      Add(filter, SCMP_ACT_ALLOW, "tgkill",
+          {SCMP_CMP64(0, SCMP_CMP_MASKED_EQ, ~uint64_t{0}, static_cast<uint64_t>(getpid()))}));
   // Its flags lie in memory, which a filter does not see; glibc then uses clone.
   return Add(filter, SCMP_ACT_ERRNO(ENOSYS), "clone3");
 }
@@ -128,7 +129,8 @@ absl::Status ReadFilesOfLibraries() {
   (void)absl::base_internal::NumCPUs();
   (void)absl::base_internal::NominalCPUFrequency();
   // Only heaps beside the first one ask for the kernel's overcommit policy.
-  if (mallopt(M_ARENA_MAX, 1) != 1) return FailedPrecondition("mallopt M_ARENA_MAX failed");
+  if (!kSanitizer && mallopt(M_ARENA_MAX, 1) != 1)  // whose heap is another one
+    return FailedPrecondition("mallopt M_ARENA_MAX failed");
   return absl::OkStatus();
 }
 
