@@ -1,5 +1,6 @@
 #include "core/image/layer_writer.h"
 
+#include <absl/time/clock.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -207,6 +208,12 @@ size_t ThreadCount() {
   return std::distance(begin(tasks), end(tasks));
 }
 
+// The kernel lists a thread for a moment after it was joined.
+void ExpectThreads(size_t threads) {
+  for (int i = 0; i < 100 && ThreadCount() > threads; ++i) absl::SleepFor(absl::Milliseconds(10));
+  EXPECT_LE(ThreadCount(), threads);
+}
+
 TEST(LayerWriterTest, WhoeverIsToldOfProgressCanStopIt) {
   const Tar tar = MakeTar(Pattern(30 << 20));
   const size_t threads = ThreadCount();
@@ -223,7 +230,7 @@ TEST(LayerWriterTest, WhoeverIsToldOfProgressCanStopIt) {
     EXPECT_EQ(Describe(WriteTo(store, tar, options).status()), Describe(Cancelled("enough")));
     EXPECT_EQ(store.uploads, 0);
     EXPECT_TRUE(store.blobs.empty());
-    EXPECT_EQ(ThreadCount(), threads);
+    ExpectThreads(threads);
   }
 }
 
@@ -240,7 +247,7 @@ TEST(LayerWriterTest, AWriterThatIsDroppedInTheMiddleLeavesNothing) {
     writer.reset();
     EXPECT_EQ(store.uploads, 0);
     EXPECT_TRUE(store.blobs.empty());
-    EXPECT_EQ(ThreadCount(), threads);
+    ExpectThreads(threads);
   }
 }
 
@@ -262,7 +269,7 @@ TEST(LayerWriterTest, AnErrorOfTheIndexEndsTheWriter) {
   EXPECT_THAT(Describe(status), testing::HasSubstr("/no/such/folder"));
   EXPECT_EQ(Describe(writer->Write(mib)), Describe(status));
   writer.reset();
-  EXPECT_EQ(ThreadCount(), threads);
+  ExpectThreads(threads);
 }
 
 TEST(LayerWriterTest, EveryEncryptionHasAKeyOfItsOwn) {

@@ -122,7 +122,9 @@ TEST_P(PipelineErrors, AnErrorInAnyStageEndsAllAndIsReturned) {
   EXPECT_EQ(calls[failing], 6);
   pipeline.reset();
   for (size_t after = failing + 1; after < 3; ++after) EXPECT_LE(calls[after], 5);
-  EXPECT_EQ(ThreadCount(), threads);
+  // The kernel lists a thread for a moment after it was joined.
+  for (int i = 0; i < 100 && ThreadCount() > threads; ++i) absl::SleepFor(absl::Milliseconds(10));
+  EXPECT_LE(ThreadCount(), threads);
 }
 
 INSTANTIATE_TEST_SUITE_P(Stages, PipelineErrors, testing::Values(0, 1, 2));

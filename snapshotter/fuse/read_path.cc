@@ -55,9 +55,10 @@ bool ReadPath::IsToBeDoneAgain(const Session::PendingRead& read, const absl::Sta
   if (status.ok()) return false;
   const ServedView& view = *read.view;
   if (!ReadEngine::IsThere(view, read.in.offset, read.length)) return true;
-  if (suspected || !absl::IsDataLoss(status)) return false;
   const std::shared_ptr<RemoteBlob> blob = fetch_.Find(view.digest());
   if (blob == nullptr) return false;
+  if (absl::IsUnavailable(status)) return true;  // it was away, and has come back since
+  if (suspected || !absl::IsDataLoss(status)) return false;
   const auto [offset, size] = ReadEngine::InLayer(view, read.in.offset, read.length);
   blob->Suspect(offset, size);
   return true;
