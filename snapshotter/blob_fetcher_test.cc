@@ -49,14 +49,6 @@ void Fetch(int control, const char* notes) {
   }
 }
 
-// What the process is started for: argv is this program, --control-fd N --notes FILE ….
-TEST(FakeFetch, DISABLED_Serves) {
-  const std::vector<std::string> arguments = ::testing::internal::GetArgvs();
-  ASSERT_GE(arguments.size(), 5u);
-  ASSERT_EQ(arguments[3], kNotes);
-  Fetch(std::atoi(arguments[2].c_str()), arguments[4].c_str());
-}
-
 class BlobFetcherTest : public ::testing::Test {
  protected:
   BlobFetcherTest() {
@@ -67,8 +59,7 @@ class BlobFetcherTest : public ::testing::Test {
     blob_.images = {"registry.example/a"};
     fetcher_ = std::make_unique<BlobFetcher>(BlobFetcher::Options{
         .program = std::filesystem::read_symlink("/proc/self/exe"),
-        .arguments = {std::string(kNotes), folder_ / "notes", "--gtest_also_run_disabled_tests",
-                      "--gtest_filter=FakeFetch.DISABLED_Serves", "--gtest_brief=1"},
+        .arguments = {std::string(kNotes), folder_ / "notes"},
         .pid_file = folder_ / "pid",
         .hand_over =
             [this](const UniqueFd&) {
@@ -137,3 +128,13 @@ TEST_F(BlobFetcherTest, TheNextProcessHasItsFilesGivenToKapsuleFuse) {
 
 }  // namespace
 }  // namespace kapsule::snapshotter
+
+// The process is started with --control-fd N --notes FILE.
+int main(int argc, char** argv) {
+  if (argc == 5 && argv[3] == kapsule::snapshotter::kNotes) {
+    kapsule::snapshotter::Fetch(std::atoi(argv[2]), argv[4]);
+    return 0;
+  }
+  ::testing::InitGoogleMock(&argc, argv);
+  return RUN_ALL_TESTS();
+}
