@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "core/http/test_requests.h"
 #include "core/http/test_server.h"
 
 namespace kapsule::http {
@@ -16,19 +17,6 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 using Answer = TestServer::Answer;
 using std::chrono::milliseconds;
-
-Options Hasty() {
-  Options options;
-  options.stall_timeout = milliseconds(300);
-  options.connect_timeout = milliseconds(2000);
-  return options;
-}
-
-Request Get(const std::string& url) {
-  Request request;
-  request.url = url;
-  return request;
-}
 
 // 1 MiB of zeros, as gzip packs them.
 std::string Zeros() {

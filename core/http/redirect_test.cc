@@ -3,25 +3,11 @@
 #include <gtest/gtest.h>
 
 #include "core/http/client.h"
+#include "core/http/test_requests.h"
 #include "core/http/test_server.h"
 
 namespace kapsule::http {
 namespace {
-
-using std::chrono::milliseconds;
-
-Options Hasty() {
-  Options options;
-  options.stall_timeout = milliseconds(300);
-  options.connect_timeout = milliseconds(2000);
-  return options;
-}
-
-Request Get(const std::string& url) {
-  Request request;
-  request.url = url;
-  return request;
-}
 
 TEST(RedirectTest, AuthorizationStaysWithItsHost) {
   TestServer other([](const auto&) { return TestServer::Reply(200, "other"); });
