@@ -37,13 +37,8 @@ def setUpModule():
     node = CriNode()
     repository = Repository(node.registry, "acme/tiny")
     try:
-        node.start_registry()
         make_base_image(work / "pause")
-        node.push_pause(work / "pause")
-        node.install_key(work / "keys" / "private.pem")
-        node.start_keyprovider()
-        node.start_snapshotter()
-        node.start_containerd()
+        node.start_for_pods(work / "pause", work / "keys" / "private.pem")
         run(BIN / "kapsule-ctl", "build", "-f", work / "Modelfile", "-t", repository.name("small"),
             "--insecure", "--encryption-key", work / "keys" / "public.pem",
             "--base", make_base_image(work / "base"), work)

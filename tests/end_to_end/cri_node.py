@@ -22,6 +22,26 @@ class CriError(Exception):
         self.code = int(number) if number.isdigit() else None
 
 
+def make_pause_image(layout):
+    """Has the image of make_base_image() sleep."""
+    blobs = layout / "blobs" / "sha256"
+
+    def changed(descriptor, change):
+        """Of the document that is one."""
+        document = json.loads((blobs / descriptor["digest"].split(":")[1]).read_text())
+        change(document)
+        text = json.dumps(document).encode()
+        digest = hashlib.sha256(text).hexdigest()
+        (blobs / digest).write_bytes(text)
+        descriptor.update(digest=f"sha256:{digest}", size=len(text))
+
+    index = json.loads((layout / "index.json").read_text())
+    sleep = {"Cmd": ["/bin/sleep", "100000"]}
+    changed(index["manifests"][0], lambda manifest: changed(
+        manifest["config"], lambda config: config["config"].update(sleep)))
+    (layout / "index.json").write_text(json.dumps(index))
+
+
 class CriNode(Node):
     """As Node; `annotations`: whether CRI hands the snapshotter labels about images."""
 
@@ -82,6 +102,16 @@ state = "{self.folder}/state"
                 "snapshots", "--snapshotter", "kapsule", "list", namespace=PODS,
                 check=False).returncode == 0)
 
+    def start_for_pods(self, layout, private_pem):
+        """Starts all, with a private key and the image of pods, for which `layout` is that of
+        make_base_image()."""
+        self.start_registry()
+        self.push_pause(layout)
+        self.install_key(private_pem)
+        self.start_keyprovider()
+        self.start_snapshotter()
+        self.start_containerd()
+
     def is_ready(self):
         try:
             conditions = self.cri("RuntimeService/Status")["status"]["conditions"]
@@ -98,23 +128,8 @@ state = "{self.folder}/state"
                     "dataDir": str(self.folder / "addresses")}}]}))
 
     def push_pause(self, layout):
-        """Pushes the image that holds a pod's namespaces; `layout` is that of make_base_image()."""
-        blobs = layout / "blobs" / "sha256"
-
-        def edit(path, change):
-            document = json.loads(path.read_text())
-            change(document)
-            text = json.dumps(document).encode()
-            digest = hashlib.sha256(text).hexdigest()
-            (blobs / digest).write_bytes(text)
-            return {"digest": f"sha256:{digest}", "size": len(text)}
-
-        index = json.loads((layout / "index.json").read_text())
-        manifest = blobs / index["manifests"][0]["digest"].split(":")[1]
-        config = blobs / json.loads(manifest.read_text())["config"]["digest"].split(":")[1]
-        slept = edit(config, lambda it: it["config"].update(Cmd=["/bin/sleep", "100000"]))
-        index["manifests"][0].update(edit(manifest, lambda it: it["config"].update(slept)))
-        (layout / "index.json").write_text(json.dumps(index))
+        """Pushes the image that holds a pod's namespaces."""
+        make_pause_image(layout)
         run("skopeo", "copy", "--insecure-policy", "--dest-tls-verify=false", f"oci:{layout}:base",
             f"docker://{self.pause}")
 

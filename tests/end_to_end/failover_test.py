@@ -13,15 +13,14 @@ import random
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import tempfile
-import threading
 import time
 import unittest
 
 from node import BIN, PROJECT, Node, make_base_image, mounts_below, run, unique_name
+from service_manager import ServiceManager
 
 LONG = os.environ.get("KAPSULE_LONG") == "1"
 KILLS = 500 if LONG else 8
@@ -208,43 +207,6 @@ def begin_anew(settings=""):
     node.start_snapshotter()
 
 
-class ServiceManager:
-    """Keeps the descriptors that it is sent by name, as systemd does; a context manager."""
-
-    def __init__(self):
-        self.path = node.folder / "notify.sock"
-        self.stored = {}
-
-    def __enter__(self):
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(str(self.path))
-        self.path.chmod(0o666)
-        self.thread = threading.Thread(target=self.receive)
-        self.thread.start()
-        os.environ["NOTIFY_SOCKET"] = str(self.path)
-        return self
-
-    def __exit__(self, *_):
-        del os.environ["NOTIFY_SOCKET"]
-        self.socket.shutdown(socket.SHUT_RDWR)
-        self.thread.join()
-        self.socket.close()
-        self.path.unlink()
-        for fd in self.stored.values():
-            os.close(fd)
-
-    def receive(self):
-        while True:
-            text, fds, _, _ = socket.recv_fds(self.socket, 4096, 8)
-            if not text:
-                return
-            fields = dict(line.partition("=")[::2] for line in text.decode().splitlines())
-            if "FDSTORE" in fields:
-                self.stored[fields["FDNAME"]], = fds
-            elif "FDSTOREREMOVE" in fields:
-                os.close(self.stored.pop(fields["FDNAME"]))
-
-
 class AbandonedTest(unittest.TestCase):
     """What is left where the snapshotter and kapsule-fuse have both gone for good."""
 
@@ -299,7 +261,7 @@ class AbandonedTest(unittest.TestCase):
         self.assert_readers_end()
 
     def test_a_service_manager_that_has_the_descriptors_too_holds_nothing_up(self):
-        with ServiceManager() as manager:
+        with ServiceManager(node.folder / "notify.sock") as manager:
             begin_anew(node.settings.read_text())
             wait_for(lambda: "fuse.01" in manager.stored, "it has the FUSE connection")
             self.assert_readers_end()

@@ -106,14 +106,9 @@ class LazyTest(unittest.TestCase):
         self.addCleanup(self.stack.close)
         node = self.node
         try:
-            node.start_registry()
-            node.push_pause(work / "pause")
+            node.start_for_pods(work / "pause", work / "keys" / "private.pem")
             self.proxy = Proxy(node.registry)
             self.stack.callback(self.proxy.close)
-            node.install_key(work / "keys" / "private.pem")
-            node.start_keyprovider()
-            node.start_snapshotter()
-            node.start_containerd()
             self.image = f"{self.proxy.address}/acme/tiny:enc"
             run(BIN / "kapsule-ctl", "build", "-f", work / "Modelfile", "-t",
                 f"{node.registry}/acme/tiny:enc", "--insecure", "--encryption-key",

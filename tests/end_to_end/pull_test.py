@@ -13,21 +13,20 @@ import shutil
 import tempfile
 import threading
 import unittest
-import urllib.request
 
 from node import BIN, PROJECT, Node, make_base_image, run, sha256_of, unique_name
+from repository import MANIFEST, Repository
 
 MARKER = "kapsule-marker-83ce21d0-0123456789abcdef0123456789abcdef01234567"  # 64 bytes
 MODEL = "/models/tiny/model.gguf"
 MODEL_LAYERS = 3  # skeleton, weights, small files
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 LABEL = "containerd.io/snapshot/kapsule.layer"
 INDEX = "application/vnd.oci.image.index.v1+json"
 NETWORK, NOT_FOUND, FAILURE, USAGE = 6, 4, 1, 2
 
 
 def setUpModule():
-    global work, node, digest, base
+    global work, node, digest, base, repository
     work = pathlib.Path(tempfile.mkdtemp(prefix="kapsule-pull-"))
     unittest.addModuleCleanup(shutil.rmtree, work)
     model = work / "tiny.gguf"
@@ -37,6 +36,7 @@ def setUpModule():
     run(BIN / "kapsule-ctl", "keys", "generate", "--type", "rsa-2048", "-o", work / "keys")
     base = make_base_image(work / "base", BIN / "probe")
     node = Node()
+    repository = Repository(node.registry, "acme/tiny")
     try:
         node.start_all()
         node.install_key(work / "keys" / "private.pem")
@@ -91,18 +91,10 @@ class Front(http.server.ThreadingHTTPServer):
 
 def build(tag, *options):
     """A fresh image: every encrypted build has layers of its own."""
-    name = f"{node.registry}/acme/tiny:{tag}"
+    name = repository.name(tag)
     run(BIN / "kapsule-ctl", "build", "-f", work / "Modelfile", "-t", name, "--insecure",
         "--base", base, "--encryption-key", work / "keys" / "public.pem", *options, work)
     return name
-
-
-def push_manifest(name, document):
-    host, _, path = name.partition("/")
-    repository, _, tag = path.rpartition(":")
-    urllib.request.urlopen(urllib.request.Request(
-        f"http://{host}/v2/{repository}/manifests/{tag}", data=json.dumps(document).encode(),
-        method="PUT", headers={"Content-Type": document["mediaType"]})).close()
 
 
 def push_index(name, arm64, amd64):
@@ -111,15 +103,19 @@ def push_index(name, arm64, amd64):
                 "digest": f"sha256:{hashlib.sha256(document).hexdigest()}",
                 "platform": {"os": "linux", "architecture": architecture}}
                for architecture, document in (("arm64", arm64), ("amd64", amd64))]
-    push_manifest(name, {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
+    repository.put_manifest(tag_of(name), {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
 
 
-def raw_manifest(name):
-    return run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}").stdout
+def tag_of(name):
+    return name.rpartition(":")[2]
+
+
+def manifest_of(name):
+    return repository.manifest(tag_of(name))
 
 
 def layers_of(name):
-    return [layer["digest"] for layer in json.loads(raw_manifest(name))["layers"]]
+    return [layer["digest"] for layer in manifest_of(name)["layers"]]
 
 
 def pull(name, *options, check=True, containerd=None, snapshotter="kapsule"):
@@ -214,7 +210,8 @@ class PullTest(unittest.TestCase):
 
     def test_blobs_have_the_labels_that_containerd_gives_them(self):
         name = build("labels")
-        push_index(name, raw_manifest(build("arm")).encode(), raw_manifest(name).encode())
+        push_index(name, repository.raw_manifest(tag_of(build("arm"))),
+                   repository.raw_manifest(tag_of(name)))
         pull(name)
         node.pull(name, namespace="theirs")
         try:
@@ -241,12 +238,12 @@ class PullTest(unittest.TestCase):
         name, other = build("here"), build("there")
         pull(name)
         before = listed()
-        forged = json.loads(raw_manifest(name))
+        forged = manifest_of(name)
         diff_id = json.loads(forged["layers"][1]["annotations"][LABEL])["diffID"]
-        forged["layers"][1] = json.loads(raw_manifest(other))["layers"][1]
+        forged["layers"][1] = manifest_of(other)["layers"][1]
         annotations = forged["layers"][1]["annotations"]
         annotations[LABEL] = json.dumps({**json.loads(annotations[LABEL]), "diffID": diff_id})
-        push_manifest(other, forged)
+        repository.put_manifest(tag_of(other), forged)
         refused = pull(other, check=False)
         self.assertEqual(refused.returncode, FAILURE, refused.stderr)
         self.assertIn("remove the other image first", refused.stderr)
@@ -316,7 +313,7 @@ class PullTest(unittest.TestCase):
 
         self.assertEqual(len(fetched()), MODEL_LAYERS + 2)
         manifest = run("skopeo", "inspect", "--raw", f"oci:{layout}:folder").stdout
-        self.assertEqual(manifest, raw_manifest(built))
+        self.assertEqual(manifest, repository.raw_manifest(tag_of(built)).decode())
         self.assertEqual(fetched(), [])
         layer = layers_of(built)[1]
         (layout / "blobs" / layer.replace(":", "/")).unlink()

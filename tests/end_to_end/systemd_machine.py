@@ -6,7 +6,6 @@ Needs root. Nothing of the host changes; stop() says so, or raises.
 
 import contextlib
 import ctypes
-import hashlib
 import json
 import os
 import pathlib
@@ -16,7 +15,7 @@ import subprocess
 import tempfile
 import time
 
-from cri_node import CriNode
+from cri_node import CriNode, make_pause_image
 from node import BIN, PROJECT, CommandFailed, mounts_below, run, unique_name
 
 BOOT = pathlib.Path(__file__).with_name("systemd_boot")
@@ -288,24 +287,8 @@ http: {{addr: {REGISTRY}}}
     run_pod = CriNode.run_pod
 
     def push_pause(self, layout):
-        """The image that holds a pod's namespaces; `layout` is that of make_base_image(), which
-        changes."""
-        blobs = layout / "blobs/sha256"
-
-        def changed(descriptor, change):
-            """Of the document that is one."""
-            document = json.loads((blobs / descriptor["digest"].split(":")[1]).read_text())
-            change(document)
-            text = json.dumps(document).encode()
-            digest = hashlib.sha256(text).hexdigest()
-            (blobs / digest).write_bytes(text)
-            descriptor.update(digest=f"sha256:{digest}", size=len(text))
-
-        index = json.loads((layout / "index.json").read_text())
-        sleep = {"Cmd": ["/bin/sleep", "100000"]}
-        changed(index["manifests"][0], lambda manifest: changed(
-            manifest["config"], lambda config: config["config"].update(sleep)))
-        (layout / "index.json").write_text(json.dumps(index))
+        """Pushes the image that holds a pod's namespaces; `layout` changes."""
+        make_pause_image(layout)
         self.from_host("skopeo", "copy", "--insecure-policy", "--dest-tls-verify=false",
                        f"oci:{layout}:base", f"docker://{PAUSE}")
 

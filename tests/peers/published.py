@@ -34,13 +34,8 @@ class Publisher:
         """Starts the node's daemons, with our key and the image of pods; stops them again where
         that fails."""
         try:
-            node.start_registry()
             make_base_image(self.work / "pause")
-            node.push_pause(self.work / "pause")
-            node.install_key(self.work / "ours" / "private.pem")
-            node.start_keyprovider()
-            node.start_snapshotter()
-            node.start_containerd()
+            node.start_for_pods(self.work / "pause", self.work / "ours" / "private.pem")
         except BaseException:
             node.stop()
             raise
