@@ -122,12 +122,12 @@ TEST_F(HolderAbandonedTest, WhoConnectsJustAfterIsToldByTheEndOfItsConnection) {
 // As a snapshotter sees it that comes in the very moment: no call hangs, and a holder
 // that has answered once goes on.
 TEST_F(HolderAbandonedTest, WhoConnectsAsItEndsIsServedOrFindsNone) {
-  constexpr absl::Duration kShort = absl::Milliseconds(1);
+  constexpr absl::Duration kShort = absl::Milliseconds(2);
   int served = 0;
   for (int i = 0; i < 300; ++i) {
     if (server_ == nullptr) Listen();
     Serve(kShort);
-    absl::SleepFor(kShort + absl::Microseconds(5 * i));
+    absl::SleepFor(i * kShort / 150);  // from long before the end to as long after it
     absl::StatusOr<UniqueFd> socket = ConnectUnix(path(), SOCK_SEQPACKET);
     const absl::Time since = absl::Now();
     if (socket.ok()) {
