@@ -1,12 +1,14 @@
 // A program of its own, so that nothing but the test runs when it forks.
 #include <gmock/gmock.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <sstream>
 
+#include "core/oci/annotations.h"
 #include "snapshotter/snapshotter.h"
 #include "snapshotter/test_support.h"
 
@@ -68,7 +70,8 @@ TEST(CrashTest, KilledAtAnyMomentItKeepsWhatItAnswered) {
   TempDir root;
   NoLayers backend;
   size_t answered = 0;
-  for (int round = 0; round < 20; ++round) {
+  // More, and longer ones, where the disk is slow.
+  for (int round = 0; round < 20 || (answered <= 20 && round < 200); ++round) {
     const std::vector<std::string> keys =
         KillAfter(root, round, static_cast<useconds_t>(30'000 + 3'700 * round));
     answered += keys.size();
@@ -84,6 +87,49 @@ TEST(CrashTest, KilledAtAnyMomentItKeepsWhatItAnswered) {
     EXPECT_THAT(NamesOf(root / "l"), testing::UnorderedElementsAreArray(recorded));
   }
   EXPECT_GT(answered, 20u);
+}
+
+std::string IdOf(const TempDir& root, const std::string& key) {
+  return std::to_string((*MetadataStore::Open(root / "metadata.db"))->Get(key)->id);
+}
+
+// The records are synced at each answer, the directories are not.
+TEST(CrashTest, DirectoriesThatAPowerFailureTookAreMadeAnewButNotWithoutTheirFiles) {
+  TempDir root;
+  NoLayers backend;
+  std::unique_ptr<Snapshotter> snapshotter = OpenAt(root, backend);
+  const std::string layer = oci::Digest::Of({}).text();
+  const oci::LayerLabel label{oci::Digest::Of({}), 1000, oci::Digest::Of({}), "model"};
+  ASSERT_TRUE(snapshotter->Prepare("unpacked", "", {}).ok());
+  ASSERT_TRUE(snapshotter->Commit("base", "unpacked", {}).ok());
+  ASSERT_TRUE(snapshotter->Prepare("unpacked", "", {}).ok());
+  ASSERT_TRUE(snapshotter->Commit("lost", "unpacked", {}).ok());
+  ASSERT_TRUE(absl::IsAlreadyExists(
+      snapshotter
+          ->Prepare("x", "base", {{kSnapshotRefLabel, layer}, {oci::kLayerLabel, *label.ToJson()}})
+          .status()));
+  const std::filesystem::path base = root / "l" / IdOf(root, "base") / "fs";
+  ASSERT_EQ(chown(base.c_str(), 12, 34), 0);
+  ASSERT_TRUE(snapshotter->Prepare("container", "base", {}).ok());
+  ASSERT_TRUE(snapshotter->View("view", layer, {}).ok());
+  ASSERT_TRUE(snapshotter->Prepare("of lost", "lost", {}).ok());
+  snapshotter.reset();
+  for (const std::string& taken : {std::string("lost"), layer, std::string("container"),
+                                   std::string("view"), std::string("of lost")})
+    ASSERT_TRUE(RemoveTree(root / "l" / IdOf(root, taken)).ok()) << taken;
+
+  snapshotter = OpenAt(root, backend);
+  EXPECT_THAT(NamesOf(root / "l"),
+              testing::UnorderedElementsAre(IdOf(root, "base"), IdOf(root, layer),
+                                            IdOf(root, "container"), IdOf(root, "view")));
+  struct stat made;
+  const std::filesystem::path container = root / "l" / IdOf(root, "container");
+  ASSERT_EQ(stat((container / "fs").c_str(), &made), 0);
+  EXPECT_EQ(made.st_uid, 12u);
+  EXPECT_EQ(made.st_gid, 34u);
+  { const Mounted mounted(snapshotter->Mounts("container")->front(), root / "mnt"); }
+  EXPECT_TRUE(snapshotter->Remove("of lost").ok());
+  EXPECT_TRUE(snapshotter->Remove("lost").ok());
 }
 
 }  // namespace

@@ -61,7 +61,13 @@ void LayerManager::Open(const LayerTable::Work& work) {
 }
 
 absl::StatusOr<Opened> LayerManager::OpenAndMount(const LayerTable::Work& work, UniqueFd* folder) {
-  ASSIGN_OR_RETURN(*folder, OpenFile(Target(work.layer->id).parent_path(), O_PATH | O_DIRECTORY));
+  absl::StatusOr<UniqueFd> opened_folder =
+      OpenFile(Target(work.layer->id).parent_path(), O_PATH | O_DIRECTORY);
+  // One that a power failure took is about to be made anew.
+  if (absl::IsNotFound(opened_folder.status()))
+    return Unavailable("{}", Message(opened_folder.status()));
+  RETURN_IF_ERROR(opened_folder.status());
+  *folder = *std::move(opened_folder);
   fs::path view;
   ASSIGN_OR_RETURN(Opened opened, OpenAnywhere(work, &view));
   if (!table_.BeginMount(work))

@@ -21,8 +21,8 @@ absl::StatusOr<std::unique_ptr<MetadataStore>> MetadataStore::Open(
   return std::unique_ptr<MetadataStore>(new MetadataStore(std::move(writer), std::move(reader)));
 }
 
-absl::Status MetadataStore::Write(Change change, const Placing* placing) {
-  Waiting own{change, placing};
+absl::Status MetadataStore::Write(Change change) {
+  Waiting own{change};
   queue_mu_.Lock();
   try {
     queue_.push_back(&own);
@@ -57,12 +57,7 @@ absl::Status MetadataStore::Write(Change change, const Placing* placing) {
 absl::Status MetadataStore::WriteTogether(const std::vector<Waiting*>& all) {
   absl::MutexLock lock(&write_mu_);
   ASSIGN_OR_RETURN(Transaction transaction, Transaction::BeginWrite(writer_));
-  const Placing* placed = nullptr;
-  for (Waiting* one : all) {
-    RETURN_IF_ERROR(WriteOne(*one));
-    if (one->result.ok() && one->placing != nullptr) placed = one->placing;
-  }
-  if (placed != nullptr) RETURN_IF_ERROR(placed->sync());
+  for (Waiting* one : all) RETURN_IF_ERROR(WriteOne(*one));
   return transaction.Commit();
 }
 
@@ -81,28 +76,26 @@ absl::Status MetadataStore::WriteOne(Waiting& one) {
 
 absl::StatusOr<int64_t> MetadataStore::Create(Kind kind, const std::string& key,
                                               const Chain& parent, const Labels& labels,
-                                              const Placing& placing) {
+                                              Place place) {
   int64_t id = 0;
-  RETURN_IF_ERROR(Write(
-      [&](Database& db) -> absl::Status {
-        ASSIGN_OR_RETURN(id, InsertRecord(db, kind, key, parent, labels));
-        return placing.move(id);
-      },
-      &placing));
+  RETURN_IF_ERROR(Write([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(id, InsertRecord(db, kind, key, parent, labels));
+    return place(id);
+  }));
   return id;
 }
 
-absl::StatusOr<ModelLayer> MetadataStore::CreateLayer(
-    const std::string& name, const std::string& ns, const Chain& parent, const Labels& labels,
-    const oci::Digest& chain_id, const oci::LayerLabel& label, const Placing& placing) {
+absl::StatusOr<ModelLayer> MetadataStore::CreateLayer(const std::string& name,
+                                                      const std::string& ns, const Chain& parent,
+                                                      const Labels& labels,
+                                                      const oci::Digest& chain_id,
+                                                      const oci::LayerLabel& label, Place place) {
   ModelLayer layer{0, chain_id, static_cast<uint32_t>(parent.ids.size()), label, ns};
-  RETURN_IF_ERROR(Write(
-      [&](Database& db) -> absl::Status {
-        ASSIGN_OR_RETURN(layer.id, InsertRecord(db, Kind::kCommitted, name, parent, labels));
-        RETURN_IF_ERROR(SetLayer(db, layer));
-        return placing.move(layer.id);
-      },
-      &placing));
+  RETURN_IF_ERROR(Write([&](Database& db) -> absl::Status {
+    ASSIGN_OR_RETURN(layer.id, InsertRecord(db, Kind::kCommitted, name, parent, labels));
+    RETURN_IF_ERROR(SetLayer(db, layer));
+    return place(layer.id);
+  }));
   return layer;
 }
 

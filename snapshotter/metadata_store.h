@@ -3,7 +3,6 @@
 #pragma once
 
 #include <filesystem>
-#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -24,13 +23,9 @@ namespace kapsule::snapshotter {
 // (sqlite.h).
 class MetadataStore {
  public:
-  // How a record gets its directory, on the thread of whoever writes. `move` is
-  // called inside the transaction that makes record `id`; its error takes the record
-  // back. `sync` is called before the commit, once for all records of a transaction.
-  struct Placing {
-    std::function<absl::Status(int64_t id)> move;
-    std::function<absl::Status()> sync;
-  };
+  // Gives record `id` its directory: called inside the transaction that makes it, on the
+  // thread of whoever writes. An error takes the record back.
+  using Place = absl::FunctionRef<absl::Status(int64_t id)>;
 
   // Makes the file where it is missing.
   //   FailedPrecondition  another version of the program wrote it
@@ -41,13 +36,13 @@ class MetadataStore {
   //   AlreadyExists  the key is in use
   //   NotFound       the parent has been removed
   absl::StatusOr<int64_t> Create(Kind kind, const std::string& key, const Chain& parent,
-                                 const Labels& labels, const Placing& placing);
+                                 const Labels& labels, Place place);
 
   // A new committed snapshot that is a Kapsule layer. Errors as Create().
   absl::StatusOr<ModelLayer> CreateLayer(const std::string& name, const std::string& ns,
                                          const Chain& parent, const Labels& labels,
                                          const oci::Digest& chain_id, const oci::LayerLabel& label,
-                                         const Placing& placing);
+                                         Place place);
 
   // Has the active snapshot `layer.id` become that Kapsule layer when it is
   // committed. Errors as Commit().
@@ -88,7 +83,6 @@ class MetadataStore {
   // A change, while its caller waits.
   struct Waiting {
     Change change;
-    const Placing* placing;  // may be null
     absl::Status result = absl::OkStatus();
     bool done = false;
   };
@@ -96,8 +90,7 @@ class MetadataStore {
   MetadataStore(std::unique_ptr<Database> writer, std::unique_ptr<Database> reader);
 
   // Of those who wait, one writes for all.
-  absl::Status Write(Change change, const Placing* placing = nullptr)
-      ABSL_LOCKS_EXCLUDED(queue_mu_, write_mu_);
+  absl::Status Write(Change change) ABSL_LOCKS_EXCLUDED(queue_mu_, write_mu_);
   absl::Status WriteTogether(const std::vector<Waiting*>& all) ABSL_LOCKS_EXCLUDED(write_mu_);
   absl::Status WriteOne(Waiting& one) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mu_);
 
@@ -113,8 +106,8 @@ class MetadataStore {
   bool writing_ ABSL_GUARDED_BY(queue_mu_) = false;
   absl::CondVar written_;
 
-  // Held over a transaction by the one who writes: SQLite's own writes, renames and
-  // one sync of their folder. Nobody waits for it.
+  // Held over a transaction by the one who writes: SQLite's own writes, and renames.
+  // Nobody waits for it.
   absl::Mutex write_mu_;
   Database& writer_ ABSL_GUARDED_BY(write_mu_);
   absl::Mutex read_mu_;

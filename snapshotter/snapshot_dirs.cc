@@ -9,6 +9,7 @@
 #include <charconv>
 #include <chrono>
 #include <cstdlib>
+#include <map>
 
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -130,15 +131,17 @@ void SnapshotDirs::DiscardPath(const fs::path& path) const {
     log::warn("{}", Describe(ErrnoStatus(errno, "discard " + path.string())));
 }
 
-absl::Status SnapshotDirs::Sweep(const std::set<int64_t>& ids) {
-  std::set<std::string> kept;
-  for (const int64_t id : ids) kept.insert(std::to_string(id));
+absl::StatusOr<std::set<int64_t>> SnapshotDirs::Sweep(const std::set<int64_t>& ids) {
+  std::map<std::string, int64_t> missing;
+  for (const int64_t id : ids) missing.emplace(std::to_string(id), id);
   ASSIGN_OR_RETURN(const std::vector<std::string> names, NamesIn(folder_));
   for (const std::string& name : names)
-    if (name.starts_with(kNew) || (IsNumber(name) && !kept.contains(name)))
+    if (missing.erase(name) == 0 && (name.starts_with(kNew) || IsNumber(name)))
       DiscardPath(folder_ / name);
   WakeDeleter();
-  return absl::OkStatus();
+  std::set<int64_t> left;
+  for (const auto& [name, id] : missing) left.insert(id);
+  return left;
 }
 
 void SnapshotDirs::DeleteDiscarded() {

@@ -23,7 +23,8 @@ namespace kapsule::snapshotter {
 
 // Crash order: a directory is made as "new-…" and renamed to its id inside the
 // transaction that records it; removed by renaming it to "rm-…" after the
-// transaction that forgets it; deleted in the background. Thread-safe.
+// transaction that forgets it; deleted in the background. A power failure may keep the
+// record and lose the directory, but then also all that was put into it. Thread-safe.
 class SnapshotDirs {
  public:
   // A directory that has no id yet; deleted unless placed.
@@ -56,19 +57,18 @@ class SnapshotDirs {
   // Makes fs with mode 0755 and this owner, work and the link where asked for.
   absl::StatusOr<Staged> Stage(bool work, uid_t uid, gid_t gid, bool link = false) const;
 
-  // Renames to `id`. Only inside the transaction that makes `id`, which calls Sync()
-  // before it commits.
+  // Renames to `id`. Only inside the transaction that makes `id`.
   absl::Status Place(Staged& staged, int64_t id) const;
-  // What has been placed is on disk, and what was made in it before: the journals of ext4
-  // and XFS keep the order, and btrfs logs new directories with all that is in them.
+  // From now on a power failure loses no directory that has been placed.
   absl::Status Sync() const;
 
   // Takes the directory of a forgotten snapshot away and deletes it in the
   // background. Nothing is mounted there any more.
   void Discard(int64_t id);
 
-  // At start: gives up what a crash left, that is everything but `ids`.
-  absl::Status Sweep(const std::set<int64_t>& ids);
+  // At start: gives up what a crash left, that is everything but `ids`. Returns those of
+  // them that have no directory.
+  absl::StatusOr<std::set<int64_t>> Sweep(const std::set<int64_t>& ids);
 
   // Deletes what has been discarded, and waits for it.
   void DeleteDiscarded() ABSL_LOCKS_EXCLUDED(deleting_);

@@ -73,9 +73,30 @@ absl::StatusOr<std::unique_ptr<Snapshotter>> Snapshotter::Open(const std::filesy
                                                                absl::Duration open_timeout) {
   ASSIGN_OR_RETURN(std::unique_ptr<SnapshotDirs> dirs, SnapshotDirs::Open(root));
   ASSIGN_OR_RETURN(const std::set<int64_t> ids, store->ListIds());
-  RETURN_IF_ERROR(dirs->Sweep(ids));
-  return std::unique_ptr<Snapshotter>(
+  ASSIGN_OR_RETURN(const std::set<int64_t> lost, dirs->Sweep(ids));
+  std::unique_ptr<Snapshotter> made(
       new Snapshotter(std::move(store), std::move(dirs), backend, open_timeout));
+  for (const int64_t id : lost) {  // a parent comes before its children
+    const absl::Status restored = made->Restore(id);
+    if (!restored.ok()) log::warn("{}", Describe(restored));
+  }
+  return made;
+}
+
+// What was lost with the directory is what its container had written, none of it synced.
+absl::Status Snapshotter::Restore(int64_t id) {
+  ASSIGN_OR_RETURN(const Record record, store_->GetById(id));
+  const Info& info = record.info;
+  if (info.kind == Kind::kCommitted && !record.layer)
+    return DataLoss("the files of snapshot {} are lost: remove its images and pull them again",
+                    info.name);
+  ASSIGN_OR_RETURN(const std::optional<IdMaps> maps, IdMaps::FromLabels(info.labels));
+  ASSIGN_OR_RETURN(const Chain chain, store_->GetChain(info.parent));
+  absl::StatusOr<SnapshotDirs::Staged> staged = info.kind == Kind::kCommitted
+                                                    ? dirs_->Stage(false, 0, 0)
+                                                    : StageAbove(info.kind, chain, maps);
+  if (!staged.ok()) return Annotate(staged.status(), "make snapshot " + info.name + " anew");
+  return dirs_->Place(*staged, id);
 }
 
 absl::StatusOr<std::vector<Mount>> Snapshotter::Prepare(const std::string& key,
@@ -117,7 +138,8 @@ absl::Status Snapshotter::PrepareLayer(const std::string& ns, const std::string&
   if (absl::IsNotFound(known.status())) {
     ASSIGN_OR_RETURN(SnapshotDirs::Staged staged, dirs_->Stage(false, 0, 0));
     const absl::StatusOr<ModelLayer> made =
-        store_->CreateLayer(name, ns, below, labels, *chain_id, *label, PlacingOf(staged));
+        store_->CreateLayer(name, ns, below, labels, *chain_id, *label,
+                            [&](int64_t id) { return dirs_->Place(staged, id); });
     if (made.ok()) {
       log::info("layer {} of {} bytes is Kapsule layer {}", label->digest.text(), label->size,
                 name);
@@ -145,13 +167,10 @@ absl::StatusOr<std::vector<Mount>> Snapshotter::Create(Kind kind, const std::str
       MountsOf(kind, parsed, std::numeric_limits<int64_t>::max(), chain, maps).status());
   RETURN_IF_ERROR(AwaitLayers(kind, parsed, chain));
   ASSIGN_OR_RETURN(SnapshotDirs::Staged staged, StageAbove(kind, chain, maps));
-  ASSIGN_OR_RETURN(const int64_t id, store_->Create(kind, key, chain, labels, PlacingOf(staged)));
+  ASSIGN_OR_RETURN(const int64_t id, store_->Create(kind, key, chain, labels, [&](int64_t made) {
+    return dirs_->Place(staged, made);
+  }));
   return MountsOf(kind, parsed, id, chain, maps);
-}
-
-MetadataStore::Placing Snapshotter::PlacingOf(SnapshotDirs::Staged& staged) const {
-  return {[this, &staged](int64_t id) { return dirs_->Place(staged, id); },
-          [this] { return dirs_->Sync(); }};
 }
 
 absl::StatusOr<struct stat> Snapshotter::RootBelow(const Chain& chain) const {
@@ -229,6 +248,8 @@ absl::Status Snapshotter::Commit(const std::string& name, const std::string& key
   Usage usage;
   if (!record.layer) {
     ASSIGN_OR_RETURN(usage, DiskUsage(dirs_->Fs(record.id)));
+    // That a directory is not there says at the next start that its files are lost.
+    RETURN_IF_ERROR(dirs_->Sync());
   }
   RETURN_IF_ERROR(store_->Commit(name, key, labels, usage));
   meter_.Forget(record.id);

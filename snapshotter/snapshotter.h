@@ -34,7 +34,8 @@ inline constexpr char kSnapshotRefLabel[] = "containerd.io/snapshot.ref";
 //   InvalidArgument     the request makes no sense
 class Snapshotter {
  public:
-  // Sweeps what a crash left below `root`, where nothing is mounted any more.
+  // Sweeps what a crash left below `root`, where nothing is mounted any more, and makes
+  // the directories anew that a power failure took.
   // `open_timeout` is how long a container's Prepare, View and Mounts wait.
   static absl::StatusOr<std::unique_ptr<Snapshotter>> Open(const std::filesystem::path& root,
                                                            std::unique_ptr<MetadataStore> store,
@@ -88,7 +89,7 @@ class Snapshotter {
   absl::StatusOr<std::vector<Mount>> MountsOf(Kind kind, const SnapshotKey& key, int64_t id,
                                               const Chain& chain,
                                               const std::optional<IdMaps>& maps) const;
-  MetadataStore::Placing PlacingOf(SnapshotDirs::Staged& staged) const;
+  absl::Status Restore(int64_t id);
   absl::StatusOr<SnapshotDirs::Staged> StageAbove(Kind kind, const Chain& chain,
                                                   const std::optional<IdMaps>& maps) const;
   absl::StatusOr<struct stat> RootBelow(const Chain& chain) const;
