@@ -11,7 +11,7 @@ std::vector<Credentials> Told(const std::vector<ToldCredentials>& told, const st
                               const std::string& repository) {
   std::vector<Credentials> of_repository, of_host;
   for (const ToldCredentials& entry : told) {
-    const ImagePlace place = ParseImagePlace(entry.image);
+    const ImagePlace place = SplitImagePlace(entry.image);
     if (place.host != host) continue;
     if (place.path == repository) of_repository.push_back(entry.credentials);
     if (place.path.empty()) of_host.push_back(entry.credentials);

@@ -145,13 +145,29 @@ TEST_F(CredentialChainTest, WhatIsToldForARepositoryIsForNoOther) {
   EXPECT_THAT(Users(chain, "mirror.io", "team/app"), IsEmpty());
 }
 
-TEST_F(CredentialChainTest, WhatIsToldMayBeWrittenAsPeopleWriteIt) {
-  CredentialChain chain;
-  chain.told = {{"https://index.docker.io/v1/", {"hub", "geheim", ""}},
-                {"http://h.io:5000/", {"told", "geheim", ""}}};
-  EXPECT_THAT(Users(chain, "docker.io", "a"), ElementsAre("hub"));
-  EXPECT_THAT(Users(chain, "h.io:5000", "a"), ElementsAre("told"));
-  EXPECT_THAT(Users(chain, "h.io", "a"), IsEmpty());
+TEST_F(CredentialChainTest, ARepositoryMayHaveTheNameOfAnApiVersion) {
+  for (const std::string name : {"v1", "v2"}) {
+    CredentialChain chain;
+    chain.told = {{"h.io/" + name, {"told", "geheim", ""}}};
+    EXPECT_THAT(Users(chain, "h.io", name), ElementsAre("told"));
+    EXPECT_THAT(Users(chain, "h.io", "other"), IsEmpty()) << name;
+    EXPECT_THAT(Users(chain, "h.io", name + "/other"), IsEmpty());
+  }
+}
+
+TEST_F(CredentialChainTest, WhatIsToldForDockerHubMayHaveAnyOfItsNames) {
+  for (const std::string host : {"docker.io", "index.docker.io", "registry-1.docker.io"}) {
+    CredentialChain chain;
+    chain.told = {{host + "/library/x", {"told", "geheim", ""}}, {host, {"hub", "geheim", ""}}};
+    EXPECT_THAT(Users(chain, "docker.io", "library/x"), ElementsAre("told", "hub")) << host;
+    EXPECT_THAT(Users(chain, "docker.io", "a"), ElementsAre("hub")) << host;
+    EXPECT_THAT(Users(chain, "h.io", "library/x"), IsEmpty());
+  }
+}
+
+TEST_F(CredentialChainTest, ADockerFileMayNameTheApiVersionOfAHost) {
+  const fs::path file = Write("config.json", Auths("https://h.io/v2/", "host"));
+  EXPECT_EQ(User(FindDockerCredentials({file}, "h.io", "a")), "host");
 }
 
 TEST_F(CredentialChainTest, AFailureHidesNothing) {
