@@ -94,8 +94,13 @@ absl::StatusOr<typename Protocol::Reply> CallChannel<Protocol>::Call(Request req
     pending_.emplace(request.id(), &pending);
   }
   const absl::Status sent = Send(socket_.get(), request, fds);
+  // The peer is gone. So that callers see that this channel has ended, and go to the
+  // next one, the reader is awaited, which surely ends after a shutdown.
+  const bool gone = absl::IsUnavailable(sent);
+  if (gone) Shutdown();
   absl::MutexLock lock(&mu_);
   if (sent.ok()) mu_.AwaitWithDeadline(absl::Condition(&pending.done), deadline);
+  if (gone) mu_.AwaitWithDeadline(absl::Condition(&ended_), deadline);
   pending_.erase(request.id());
   if (!sent.ok()) return Annotate(sent, fmt::format("ask {}", Protocol::kPeer));
   if (!pending.done) return DeadlineExceeded("{} has not answered in time", Protocol::kPeer);

@@ -45,7 +45,7 @@ class CallChannel {
   // Sends a request, whose id is chosen here, and waits for its answer; errors
   // of the peer come back with their code, and their text printable and cut to
   // kMaxPeerText.
-  //   Unavailable       the channel has ended
+  //   Unavailable       the channel has ended, as ended() says by then; or as the peer says
   //   DeadlineExceeded  no answer in time
   absl::StatusOr<Reply> Call(Request request, const std::vector<int>& fds, absl::Time deadline)
       ABSL_LOCKS_EXCLUDED(mu_);

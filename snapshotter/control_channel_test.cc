@@ -2,6 +2,9 @@
 
 #include <absl/time/clock.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include <atomic>
 
 namespace kapsule::snapshotter {
 namespace {
@@ -37,6 +40,34 @@ TEST(ControlChannelTest, WhatThePeerSaysIsBounded) {
   constexpr size_t kMax = kMaxPeerText;
   for (const size_t size : {kMax - 1, kMax, kMax + 1, 4 * kMax})
     EXPECT_EQ(ErrorOf(std::string(size, 'x')).message().size(), std::min(size, kMax)) << size;
+}
+
+TEST(ControlChannelTest, WhereNothingCanBeSentItHasEnded) {
+  const control::SocketPair pair = control::MakeSocketPair().value();
+  std::atomic<bool> ended = false;
+  ControlChannel channel(pair.ours.Duplicate().value(), [&] { ended = true; });
+  // To whoever reads here, unlike to whoever sends, the peer seems to be there still.
+  ASSERT_EQ(shutdown(pair.theirs.get(), SHUT_RD), 0);
+  v1::DataPlaneRequest request;
+  request.mutable_serve();
+  const auto reply = channel.Call(request, {}, absl::Now() + absl::Seconds(30));
+  EXPECT_TRUE(absl::IsUnavailable(reply.status())) << reply.status();
+  EXPECT_TRUE(channel.ended()) << "whoever asks another one then asks this one";
+  channel.Close();
+  EXPECT_TRUE(ended);
+}
+
+TEST(ControlChannelTest, ACallToADyingPeerFindsThatItHasEnded) {
+  for (int i = 0; i < 200; ++i) {
+    control::SocketPair pair = control::MakeSocketPair().value();
+    ControlChannel channel(std::move(pair.ours), [] {});
+    pair.theirs.reset();
+    v1::DataPlaneRequest request;
+    request.mutable_serve();
+    const auto reply = channel.Call(request, {}, absl::Now() + absl::Seconds(30));
+    ASSERT_TRUE(absl::IsUnavailable(reply.status())) << reply.status();
+    ASSERT_TRUE(channel.ended());
+  }
 }
 
 }  // namespace
