@@ -95,8 +95,8 @@ class DataPlane {
                                              absl::Time deadline, bool remote = false);
 
   // Has remote blobs asked for through `socket`, the data socket of kapsule-fetch:
-  // by successors too, but not where a new FUSE connection is made (on_restart). What it
-  // says to be in the file of an open layer counts after UseFile().
+  // by successors too, but not where a new FUSE connection is made (on_restart). Where
+  // it has another file of an open layer, reads wait for UseFile().
   absl::Status UseFetcher(const UniqueFd& socket, absl::Time deadline);
   // `blob`, read-only, is the file of an open remote layer that this kapsule-fetch has,
   // and the layer is read from: also for successors. Nothing for layers that are not remote.

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include <atomic>
 #include <thread>
@@ -21,10 +22,11 @@ using testing::Reader;
 using testing::SendSignal;
 using testing::StoredLayer;
 
-// kapsule-fetch with every block in its file already.
+// kapsule-fetch with every block in `file` already.
 class FullFetcher {
  public:
-  FullFetcher() : pair_(*control::MakeSocketPair()), thread_([this] { Run(); }) {}
+  explicit FullFetcher(const std::filesystem::path& file)
+      : file_(IdOf(file)), pair_(*control::MakeSocketPair()), thread_([this] { Run(); }) {}
   ~FullFetcher() {
     shutdown(pair_.ours.get(), SHUT_RDWR);
     thread_.join();
@@ -33,6 +35,11 @@ class FullFetcher {
   int wants() const { return wants_; }
 
  private:
+  static control::FetchFile IdOf(const std::filesystem::path& file) {
+    struct stat st = {};
+    EXPECT_EQ(stat(file.c_str(), &st), 0);
+    return {st.st_dev, st.st_ino};
+  }
   void Run() {
     for (;;) {
       const auto packet = control::ReceiveFetchPacket(pair_.ours.get());
@@ -40,13 +47,14 @@ class FullFetcher {
       const auto* const want = std::get_if<control::FetchWant>(&packet->body);
       if (want == nullptr) continue;
       ++wants_;
-      control::FetchHave have{want->first, {}};
+      control::FetchHave have{want->first, {}, file_};
       for (uint32_t i = 0; i < want->count; ++i) have.blocks.set(i);
       static_cast<void>(control::SendFetchPacket(pair_.ours.get(), {packet->blob, have},
                                                  control::FetchSend::kWait));
     }
   }
 
+  const control::FetchFile file_;
   const control::SocketPair pair_;
   std::atomic<int> wants_ = 0;
   std::thread thread_;
@@ -56,13 +64,13 @@ using RemoteLayerTest = testing::DataPlaneTest;
 
 TEST_F(RemoteLayerTest, ItIsReadThroughSuccessorsAndAtLastHere) {
   StartPlane();
-  const absl::Time deadline = absl::Now() + absl::Seconds(20);
+  const auto soon = [] { return absl::Now() + absl::Seconds(20); };
   const StoredLayer layer = Store({MakeTestFile("weights", TestBytes(4 << 20, 5))}, key_);
-  const FullFetcher fetcher;
-  ASSERT_TRUE(plane_->UseFetcher(fetcher.socket(), deadline).ok());
+  const FullFetcher fetcher(layer.path);
+  ASSERT_TRUE(plane_->UseFetcher(fetcher.socket(), soon()).ok());
   const auto view =
       plane_->Open(layer.digest, layer.layer.bytes.size(), true,
-                   OpenFile(layer.path, O_RDONLY).value(), layer.annotations, deadline, true);
+                   OpenFile(layer.path, O_RDONLY).value(), layer.annotations, soon(), true);
   ASSERT_TRUE(view.ok()) << view.status();
   EXPECT_GT(fetcher.wants(), 0) << "for its TOC";
   auto mount = Mount(*view);
@@ -82,13 +90,46 @@ TEST_F(RemoteLayerTest, ItIsReadThroughSuccessorsAndAtLastHere) {
       EXPECT_GT(fetcher.wants(), before) << "the successor knew nothing";
     }
     const UniqueFd blob = OpenFile(layer.path, O_RDONLY).value();
-    EXPECT_TRUE(plane_->UseLocal(layer.digest, blob, deadline).ok());
+    EXPECT_TRUE(plane_->UseLocal(layer.digest, blob, soon()).ok());
     const int before = fetcher.wants();
     SendSignal(plane_->pid(), SIGKILL);
     ASSERT_TRUE(Eventually([&] { return plane_->status().takeovers == 3; }));
     expect_reading();
     EXPECT_EQ(fetcher.wants(), before);
   }
+  mount->reset();
+}
+
+TEST_F(RemoteLayerTest, WhatComesHereDuringAnUpgradeIsReadHereAfterIt) {
+  StartPlane();
+  const auto soon = [] { return absl::Now() + absl::Seconds(20); };
+  const StoredLayer layer = Store({MakeTestFile("weights", TestBytes(4 << 20, 5))}, key_);
+  const FullFetcher fetcher(layer.path);
+  ASSERT_TRUE(plane_->UseFetcher(fetcher.socket(), soon()).ok());
+  const auto view =
+      plane_->Open(layer.digest, layer.layer.bytes.size(), true,
+                   OpenFile(layer.path, O_RDONLY).value(), layer.annotations, soon(), true);
+  ASSERT_TRUE(view.ok()) << view.status();
+  auto mount = Mount(*view);
+  ASSERT_TRUE(mount.ok()) << mount.status();
+  keys_->SetDelay(absl::Seconds(2));  // so long it is made ready
+  const int asked = keys_->requests();
+  absl::Status upgraded;
+  std::thread upgrade([&] { upgraded = plane_->Upgrade(); });
+  EXPECT_TRUE(Eventually([&] { return keys_->requests() > asked; }));
+  const UniqueFd blob = OpenFile(layer.path, O_RDONLY).value();
+  const absl::Status local = plane_->UseLocal(layer.digest, blob, soon());
+  upgrade.join();
+  keys_->SetDelay(absl::ZeroDuration());
+  ASSERT_TRUE(local.ok()) << local;
+  ASSERT_TRUE(upgraded.ok()) << upgraded;
+  const int before = fetcher.wants();
+  {
+    const Reader reader((*mount)->path(), layer.layer);
+    EXPECT_TRUE(reader.WaitForRounds(2)) << "the reader hangs";
+    EXPECT_EQ(reader.problem(), "");
+  }
+  EXPECT_EQ(fetcher.wants(), before);
   mount->reset();
 }
 

@@ -12,9 +12,11 @@ namespace kapsule::control {
 namespace {
 
 // kind, 7 bytes of zeros, the digest, the first block; then what the kind has:
-// count; 2048 bits; count, code, text.
+// count; count, question; file; file, 2048 bits; count, code, text. A file is its device
+// and inode.
 constexpr size_t kDigestAt = 8, kFirstAt = 40, kBodyAt = 48;
-constexpr size_t kBitsBytes = kMaxFetchBlocks / 8;
+constexpr size_t kQuestionAt = kBodyAt + 4, kQuestionEnd = kQuestionAt + 8;
+constexpr size_t kFileEnd = kBodyAt + 16, kBitsBytes = kMaxFetchBlocks / 8;
 constexpr size_t kCodeAt = kBodyAt + 4, kTextAt = kBodyAt + 8;
 
 enum Kind : uint8_t {
@@ -38,18 +40,32 @@ void PutRange(Bytes& out, uint8_t kind, uint64_t first, uint32_t count) {
   StoreLe(out.data() + kBodyAt, count);
 }
 
+template <typename Drop>
+void PutDrop(Bytes& out, uint8_t kind, const Drop& drop) {
+  PutRange(out, kind, drop.first, drop.count);
+  out.resize(kQuestionEnd);
+  StoreLe(out.data() + kQuestionAt, drop.question);
+}
+
+void PutOfFile(Bytes& out, uint8_t kind, uint64_t first, const FetchFile& file) {
+  out.resize(kFileEnd);
+  Put(out, kind, first);
+  StoreLe(out.data() + kBodyAt, file.device);
+  StoreLe(out.data() + kBodyAt + 8, file.inode);
+}
+
 struct Encoder {
   Bytes& out;
   void operator()(const FetchWant& p) { PutRange(out, kWant, p.first, p.count); }
-  void operator()(const FetchDropped& p) { PutRange(out, kDropped, p.first, p.count); }
-  void operator()(const FetchDrop& p) { PutRange(out, kDrop, p.first, p.count); }
+  void operator()(const FetchDropped& p) { PutDrop(out, kDropped, p); }
+  void operator()(const FetchDrop& p) { PutDrop(out, kDrop, p); }
   void operator()(const FetchSuspect& p) { Put(out, kSuspect, p.block); }
-  void operator()(const FetchChecked& p) { Put(out, kChecked, p.block); }
+  void operator()(const FetchChecked& p) { PutOfFile(out, kChecked, p.block, p.file); }
   void operator()(const FetchHave& p) {
-    out.resize(kBodyAt + kBitsBytes);
-    Put(out, kHave, p.first);
+    PutOfFile(out, kHave, p.first, p.file);
+    out.resize(kFileEnd + kBitsBytes);
     for (size_t i = 0; i < kMaxFetchBlocks; ++i)
-      if (p.blocks[i]) out[kBodyAt + i / 8] |= std::byte{1} << i % 8;
+      if (p.blocks[i]) out[kFileEnd + i / 8] |= std::byte{1} << i % 8;
   }
   void operator()(const FetchFailed& p) {
     PutRange(out, kFailed, p.first, p.count);
@@ -75,24 +91,47 @@ absl::StatusOr<Range> TakeRange(ByteSpan bytes) {
   const auto first = LoadLe<uint64_t>(bytes.data() + kFirstAt);
   const auto count = LoadLe<uint32_t>(bytes.data() + kBodyAt);
   RETURN_IF_ERROR(CheckBlocks(first, count));
-  return Range{first, count};
+  Range range;
+  range.first = first;
+  range.count = count;
+  return range;
 }
 
-template <typename One>
-absl::StatusOr<One> TakeOne(ByteSpan bytes) {
-  if (bytes.size() != kBodyAt) return InvalidArgument("a fetch packet of {} bytes", bytes.size());
+template <typename Drop>
+absl::StatusOr<Drop> TakeDrop(ByteSpan bytes) {
+  if (bytes.size() != kQuestionEnd)
+    return InvalidArgument("a fetch packet of {} bytes", bytes.size());
+  ASSIGN_OR_RETURN(Drop drop, TakeRange<Drop>(bytes.first(kQuestionAt)));
+  drop.question = LoadLe<uint64_t>(bytes.data() + kQuestionAt);
+  return drop;
+}
+
+absl::StatusOr<uint64_t> TakeFirst(ByteSpan bytes, size_t size) {
+  if (bytes.size() != size) return InvalidArgument("a fetch packet of {} bytes", bytes.size());
   const auto block = LoadLe<uint64_t>(bytes.data() + kFirstAt);
   RETURN_IF_ERROR(CheckBlocks(block, 1));
-  return One{block};
+  return block;
+}
+
+FetchFile FileIn(ByteSpan bytes) {
+  return {LoadLe<uint64_t>(bytes.data() + kBodyAt), LoadLe<uint64_t>(bytes.data() + kBodyAt + 8)};
+}
+
+absl::StatusOr<FetchSuspect> TakeSuspect(ByteSpan bytes) {
+  ASSIGN_OR_RETURN(const uint64_t block, TakeFirst(bytes, kBodyAt));
+  return FetchSuspect{block};
+}
+
+absl::StatusOr<FetchChecked> TakeChecked(ByteSpan bytes) {
+  ASSIGN_OR_RETURN(const uint64_t block, TakeFirst(bytes, kFileEnd));
+  return FetchChecked{block, FileIn(bytes)};
 }
 
 absl::StatusOr<FetchHave> TakeHave(ByteSpan bytes) {
-  if (bytes.size() != kBodyAt + kBitsBytes)
-    return InvalidArgument("a fetch packet of {} bytes", bytes.size());
-  FetchHave have{LoadLe<uint64_t>(bytes.data() + kFirstAt), {}};
-  RETURN_IF_ERROR(CheckBlocks(have.first, 1));
+  ASSIGN_OR_RETURN(const uint64_t first, TakeFirst(bytes, kFileEnd + kBitsBytes));
+  FetchHave have{first, {}, FileIn(bytes)};
   for (size_t i = 0; i < kMaxFetchBlocks; ++i)
-    have.blocks[i] = (bytes[kBodyAt + i / 8] >> i % 8 & std::byte{1}) != std::byte{0};
+    have.blocks[i] = (bytes[kFileEnd + i / 8] >> i % 8 & std::byte{1}) != std::byte{0};
   return have;
 }
 
@@ -134,17 +173,17 @@ absl::StatusOr<FetchPacket> DecodeFetchPacket(ByteSpan bytes) {
     case kWant:
       return PacketOf(blob, TakeRange<FetchWant>(bytes));
     case kSuspect:
-      return PacketOf(blob, TakeOne<FetchSuspect>(bytes));
+      return PacketOf(blob, TakeSuspect(bytes));
     case kDropped:
-      return PacketOf(blob, TakeRange<FetchDropped>(bytes));
+      return PacketOf(blob, TakeDrop<FetchDropped>(bytes));
     case kHave:
       return PacketOf(blob, TakeHave(bytes));
     case kFailed:
       return PacketOf(blob, TakeFailed(bytes));
     case kChecked:
-      return PacketOf(blob, TakeOne<FetchChecked>(bytes));
+      return PacketOf(blob, TakeChecked(bytes));
     case kDrop:
-      return PacketOf(blob, TakeRange<FetchDrop>(bytes));
+      return PacketOf(blob, TakeDrop<FetchDrop>(bytes));
   }
   return InvalidArgument("a fetch packet of kind {}", std::to_integer<int>(bytes[0]));
 }

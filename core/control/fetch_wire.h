@@ -22,6 +22,13 @@ inline constexpr size_t kMaxFetchText = 512;
 // A blob has at most 2^43 bytes in blocks of 4 KiB or more.
 inline constexpr uint64_t kMaxFetchBlock = uint64_t{1} << 31;
 
+// The file of a blob in the cache: after a restart, or when it was removed, there is
+// another one. Both processes have it open, so none gets its inode meanwhile.
+struct FetchFile {
+  uint64_t device = 0, inode = 0;
+  bool operator==(const FetchFile&) const = default;
+};
+
 // kapsule-fuse asks:
 struct FetchWant {  // reads wait for these
   uint64_t first = 0;
@@ -30,15 +37,17 @@ struct FetchWant {  // reads wait for these
 struct FetchSuspect {  // read from the file, it failed its tags
   uint64_t block = 0;
 };
-struct FetchDropped {  // answers FetchDrop: none of these is being read, or will be before
-                       // FetchHave
+struct FetchDropped {  // answers that FetchDrop: none of these is being read, or will be
+                       // before a FetchHave that was sent after it
   uint64_t first = 0;
   uint32_t count = 1;
+  uint64_t question = 0;
 };
 // kapsule-fetch says:
-struct FetchHave {  // the set ones can be read; others may be there or not
+struct FetchHave {  // the set ones can be read in `file`; others may be there or not
   uint64_t first = 0;
   std::bitset<kMaxFetchBlocks> blocks;
+  FetchFile file = {};
 };
 struct FetchFailed {  // reads that wait for these fail; Aborted: the blob is not open, yet,
                       // and they are to be asked for again
@@ -48,10 +57,12 @@ struct FetchFailed {  // reads that wait for these fail; Aborted: the blob is no
 };
 struct FetchChecked {  // answers FetchSuspect: the file has what the index names
   uint64_t block = 0;
+  FetchFile file = {};
 };
 struct FetchDrop {  // is about to be forgotten, once FetchDropped has come
   uint64_t first = 0;
   uint32_t count = 1;
+  uint64_t question = 0;  // greater than in any before
 };
 
 struct FetchPacket {

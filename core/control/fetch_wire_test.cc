@@ -13,16 +13,16 @@ namespace {
 const oci::Digest kBlob = oci::Digest::Of(AsBytes("blob"));
 
 std::vector<FetchPacket> AllKinds() {
-  FetchHave have{2048, {}};
+  FetchHave have{2048, {}, {7, 8}};
   for (const size_t i : {0, 7, 8, 2047}) have.blocks.set(i);
   return {{kBlob, FetchWant{0, 1}},
           {kBlob, FetchWant{kMaxFetchBlock - 2047, 2048}},
           {kBlob, FetchSuspect{kMaxFetchBlock}},
-          {kBlob, FetchDropped{7, 9}},
+          {kBlob, FetchDropped{7, 9, uint64_t{1} << 40}},
           {kBlob, have},
           {kBlob, FetchFailed{3, 4, NotFound("no such blob")}},
-          {kBlob, FetchChecked{5}},
-          {kBlob, FetchDrop{1 << 20, 2}}};
+          {kBlob, FetchChecked{5, {1, ~uint64_t{0}}}},
+          {kBlob, FetchDrop{1 << 20, 2, ~uint64_t{0}}}};
 }
 
 class FetchWireTest : public testing::Test {
@@ -48,12 +48,22 @@ TEST_F(FetchWireTest, EveryKindArrivesAsItWasSent) {
 }
 
 TEST_F(FetchWireTest, TheBitsOfHaveAreThoseThatWereSet) {
-  FetchHave have{4096, {}};
+  FetchHave have{4096, {}, {uint64_t{1} << 63, 5}};
   have.blocks.set(1).set(9).set(2040);
   const auto got = DecodeFetchPacket(EncodeFetchPacket({kBlob, have}));
   ASSERT_TRUE(got.ok()) << got.status();
   EXPECT_EQ(std::get<FetchHave>(got->body).first, 4096u);
   EXPECT_EQ(std::get<FetchHave>(got->body).blocks, have.blocks);
+  EXPECT_EQ(std::get<FetchHave>(got->body).file, have.file);
+}
+
+TEST_F(FetchWireTest, AnAnswerNamesItsQuestion) {
+  const auto drop = DecodeFetchPacket(EncodeFetchPacket({kBlob, FetchDrop{3, 4, 5}}));
+  const auto dropped = DecodeFetchPacket(EncodeFetchPacket({kBlob, FetchDropped{3, 4, 6}}));
+  ASSERT_TRUE(drop.ok() && dropped.ok());
+  EXPECT_EQ(std::get<FetchDrop>(drop->body).question, 5u);
+  EXPECT_EQ(std::get<FetchDropped>(dropped->body).question, 6u);
+  EXPECT_EQ(std::get<FetchDropped>(dropped->body).count, 4u);
 }
 
 TEST_F(FetchWireTest, AnErrorKeepsItsCodeAndABoundedPrintableText) {
@@ -95,7 +105,7 @@ TEST_F(FetchWireTest, CountsAndBlocksOutOfRangeAreRefused) {
                                                   {kMaxFetchBlock, 2},
                                                   {~uint64_t{0}, 2}}) {
     EXPECT_FALSE(DecodeFetchPacket(EncodeFetchPacket({kBlob, FetchWant{first, count}})).ok());
-    EXPECT_FALSE(DecodeFetchPacket(EncodeFetchPacket({kBlob, FetchDrop{first, count}})).ok());
+    EXPECT_FALSE(DecodeFetchPacket(EncodeFetchPacket({kBlob, FetchDrop{first, count, 1}})).ok());
   }
   EXPECT_FALSE(DecodeFetchPacket(EncodeFetchPacket({kBlob, FetchSuspect{~uint64_t{0}}})).ok());
   EXPECT_FALSE(DecodeFetchPacket(EncodeFetchPacket({kBlob, FetchHave{~uint64_t{0}, {}}})).ok());

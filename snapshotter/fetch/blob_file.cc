@@ -46,7 +46,7 @@ absl::StatusOr<std::unique_ptr<BlobFile>> BlobFile::Open(const CacheFolder& fold
   ASSIGN_OR_RETURN(UniqueFd fd, OpenOrCreate(folder, blob, size));
   struct stat st;
   if (fstat(fd.get(), &st) != 0) return ErrnoStatus(errno, "stat a cached blob");
-  std::unique_ptr<BlobFile> file(new BlobFile(folder, blob, std::move(fd), st.st_ino));
+  std::unique_ptr<BlobFile> file(new BlobFile(folder, blob, std::move(fd), {st.st_dev, st.st_ino}));
   if (absl::StatusOr<UniqueFd> direct = folder.OpenBlob(blob, O_RDWR | O_DIRECT); direct.ok())
     file->direct_ = *std::move(direct);
   ASSIGN_OR_RETURN(UniqueFd readable, file->OpenForReader());
@@ -59,7 +59,7 @@ absl::StatusOr<UniqueFd> BlobFile::OpenForReader() const {
   if (!fd.ok()) fd = folder_.OpenBlob(blob_, O_RDONLY);
   if (!fd.ok()) return fd.status();
   struct stat st;
-  if (fstat(fd->get(), &st) != 0 || st.st_ino != inode_)
+  if (fstat(fd->get(), &st) != 0 || !(control::FetchFile{st.st_dev, st.st_ino} == id_))
     return FailedPrecondition("cached blob {}: its file was replaced by others", blob_.hex());
   return fd;
 }

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "core/blob/direct_file.h"
+#include "core/control/fetch_wire.h"
 #include "snapshotter/fetch/cache_folder.h"
 
 namespace kapsule::fetch {
@@ -29,20 +30,21 @@ class BlobFile final : public ReaderAt {
   absl::Status Punch(uint64_t offset, uint64_t length) const;
   absl::Status Sync() const;  // what was written stays
 
-  uint64_t inode() const { return inode_; }
+  const control::FetchFile& id() const { return id_; }
   uint64_t BytesOnDisk() const;
   // The first byte from `offset` on that nothing was written to since it was made or
   // punched; size() where there is none, or the file system does not know.
   uint64_t NextHole(uint64_t offset) const;
 
  private:
-  BlobFile(const CacheFolder& folder, const oci::Digest& blob, UniqueFd file, uint64_t inode)
-      : folder_(folder), blob_(blob), file_(std::move(file)), inode_(inode) {}
+  BlobFile(const CacheFolder& folder, const oci::Digest& blob, UniqueFd file,
+           const control::FetchFile& id)
+      : folder_(folder), blob_(blob), file_(std::move(file)), id_(id) {}
 
   const CacheFolder& folder_;
   const oci::Digest blob_;
   const UniqueFd file_;
-  const uint64_t inode_;
+  const control::FetchFile id_;
   UniqueFd direct_;  // invalid where there is no O_DIRECT
   std::unique_ptr<blob::DirectFileReader> reader_;
 };

@@ -144,7 +144,7 @@ std::vector<Range> BlobPlan::Expire(absl::Time now) {
 
 std::vector<Range> BlobPlan::Abandon() { return Expire(absl::InfiniteFuture()); }
 
-std::vector<Range> BlobPlan::StartGoing(uint64_t count) {
+std::vector<Range> BlobPlan::StartGoing(uint64_t count, uint64_t question) {
   std::set<uint64_t> chosen;
   const auto choose = [&](const BlockSet* also_spared) {
     for (uint64_t seen = 0; seen < there_.count() && chosen.size() < count; ++seen) {
@@ -152,29 +152,33 @@ std::vector<Range> BlobPlan::StartGoing(uint64_t count) {
       if (block == there_.size()) block = there_.Next(true, 0);
       hand_ = block + 1;
       const bool spared = young_.Has(block) || (also_spared && also_spared->Has(block));
-      if (!spared && !asked_.contains(block)) chosen.insert(block);
+      if (!spared) chosen.insert(block);
     }
   };
   choose(&old_);
   choose(nullptr);
-  for (const uint64_t block : chosen) there_.Remove(block);
-  going_.insert(chosen.begin(), chosen.end());
-  for (const uint64_t block : chosen) asked_[block] = 1;
+  for (const uint64_t block : chosen) {
+    there_.Remove(block);
+    going_[block] = question;
+  }
   return RangesOf(chosen, kPerPacket);
 }
 
-void BlobPlan::AskedAgain() {
-  for (const uint64_t block : going_) ++asked_[block];
+std::vector<Range> BlobPlan::going() const {
+  std::vector<uint64_t> blocks;
+  for (const auto& [block, question] : going_) blocks.push_back(block);
+  return RangesOf(blocks, kPerPacket);
 }
 
-std::vector<Range> BlobPlan::going() const { return RangesOf(going_, kPerPacket); }
-
-BlobPlan::LetGo BlobPlan::Release(Range blocks) {
-  for (auto it = asked_.lower_bound(blocks.first); it != asked_.end() && it->first < blocks.end();)
-    it = --it->second == 0 ? asked_.erase(it) : std::next(it);
+BlobPlan::LetGo BlobPlan::Release(Range blocks, uint64_t question) {
   std::vector<uint64_t> punch, kept;
-  for (auto it = going_.lower_bound(blocks.first); it != going_.end() && *it < blocks.end();) {
-    const uint64_t block = *it;
+  for (auto it = going_.lower_bound(blocks.first);
+       it != going_.end() && it->first < blocks.end();) {
+    const auto [block, since] = *it;
+    if (since > question) {
+      ++it;
+      continue;
+    }
     it = going_.erase(it);
     if (waits_.contains(block)) {
       Arrived(block);
@@ -193,14 +197,8 @@ void BlobPlan::Gone(const std::vector<Range>& punched) {
 }
 
 void BlobPlan::Stay() {
-  for (const uint64_t block : going_) there_.Add(block);
+  for (const auto& [block, question] : going_) there_.Add(block);
   going_.clear();
-}
-
-void BlobPlan::Reset() {
-  BlobPlan fresh;
-  fresh.asked_ = std::move(asked_);
-  *this = std::move(fresh);
 }
 
 void BlobPlan::Age() { old_ = std::exchange(young_, BlockSet(there_.size())); }

@@ -53,28 +53,22 @@ class BlobPlan {
   // Not there, though it was thought so.
   void Lost(uint64_t block) { there_.Remove(block); }
 
-  // Up to `count` blocks begin to go, for which the reader is to be asked once: first
-  // those that were not touched since the last Age() but one, then those not since
-  // the last. An answer is one to any question before it, so a block goes again only
-  // when every question about it was answered.
-  std::vector<Range> StartGoing(uint64_t count);
-  std::vector<Range> going() const;  // and not let go of yet
+  // Up to `count` blocks begin to go, for which the reader is to be asked: first those
+  // that were not touched since the last Age() but one, then those not since the last.
+  // The number of that question is greater than of any before, to any plan of the blob.
+  std::vector<Range> StartGoing(uint64_t count, uint64_t question);
+  std::vector<Range> going() const;  // and not let go of yet: may be asked for again
   bool IsGoing(uint64_t block) const { return going_.contains(block); }
-  void AskedAgain();  // once more about all that is going
-  bool AwaitsAnswers() const { return !asked_.empty(); }
-  // No answer comes any more to what was asked before.
-  void ForgetQuestions() { asked_.clear(); }
-  // An answer: nobody reads these any more. What somebody waits for is there again; the rest
-  // can be punched, and is absent after Gone().
+  // The answer to a question: nobody reads these any more. It counts for blocks that have
+  // been going since then. What somebody waits for is there again; the rest can be
+  // punched, and is absent after Gone().
   struct LetGo {
     std::vector<Range> punch, kept;
   };
-  LetGo Release(Range blocks);
+  LetGo Release(Range blocks, uint64_t question);
   void Gone(const std::vector<Range>& punched);
   void Stay();  // what was going, and is not let go of yet, is there again
   void Age();
-  // As a new one, but for the questions that were not answered.
-  void Reset();
 
  private:
   struct Wait {
@@ -96,11 +90,11 @@ class BlobPlan {
   std::map<uint64_t, Asked> order_;  // by number
   uint64_t last_number_ = 0;
   std::vector<Range> in_flight_;
-  std::set<uint64_t> going_, punching_;
-  std::map<uint64_t, uint64_t> asked_;  // by block: questions without an answer
-  uint64_t hand_ = 0;                   // where the search for something to forget goes on
-  uint64_t fill_from_ = 0;              // where readers were last
-  BlockSet young_, old_;                // touched since the last Age(), since the one before
+  std::map<uint64_t, uint64_t> going_;  // by block: the question with which it began
+  std::set<uint64_t> punching_;
+  uint64_t hand_ = 0;       // where the search for something to forget goes on
+  uint64_t fill_from_ = 0;  // where readers were last
+  BlockSet young_, old_;    // touched since the last Age(), since the one before
 };
 
 // Sorted blocks as ranges of at most `max`.

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <deque>
 #include <iterator>
+#include <optional>
+#include <set>
 
 #include "snapshotter/fetch/blob_plan.h"
 
@@ -35,10 +37,11 @@ class World {
       case 2:
         return Fetch(Need::kFill);
       case 3:
-        return Ask(plan_.StartGoing(1 + block % 4));
+        ++question_;
+        return Ask(plan_.StartGoing(1 + block % 4, question_));
       case 4:
         if (plan_.going().empty()) return;
-        plan_.AskedAgain();
+        ++question_;
         return Ask(plan_.going());
       case 5:
         return Hear();
@@ -58,15 +61,15 @@ class World {
         if (punched_.empty()) Close(block % 2 == 0);
         return;
       case 12:
-        return Reconnect();
+        return Lose(block % 4);
       case 13:
         plan_.Lost(block);
         return;
       case 14:
-        (void)plan_.Expire(kLater);
+        (void)(block % 2 == 0 ? plan_.Expire(kLater) : plan_.Abandon());
         return;
       default:
-        (void)plan_.Abandon();
+        Read(block);
     }
   }
 
@@ -76,9 +79,12 @@ class World {
   }
 
  private:
+  struct Drop {
+    Range range;
+    uint64_t question = 0;
+  };
   struct Packet {  // to the reader
-    bool drop = false;
-    Range range;              // of a drop
+    std::optional<Drop> drop;
     BlockSet there{kBlocks};  // of a list of what is there
   };
 
@@ -87,7 +93,7 @@ class World {
     plan_.Stay();
     if (!forget) return SayWhatIsThere();
     BlockSet there = plan_.there();  // as stored
-    plan_.Reset();
+    plan_ = BlobPlan();
     plan_.Begin(std::move(there), StreamGuess(2, 4));
     SayWhatIsThere();
   }
@@ -103,59 +109,69 @@ class World {
     plan_.Landed(*range);
     SayWhatIsThere();
   }
-  void SayWhatIsThere() { heard_later_.push_back({false, {}, plan_.there()}); }
+  void SayWhatIsThere() { heard_later_.push_back({std::nullopt, plan_.there()}); }
   void Ask(const std::vector<Range>& ranges) {
-    for (const Range& range : ranges) heard_later_.push_back({true, range, BlockSet(kBlocks)});
+    for (const Range& range : ranges) heard_later_.push_back({Drop{range, question_}});
   }
 
-  // The reader: one of a new process knows nothing and has nothing to answer.
+  // The reader.
   void Hear() {
     if (heard_later_.empty()) return;
     const Packet packet = std::move(heard_later_.front());
     heard_later_.pop_front();
     if (packet.drop) {
-      for (uint64_t block = packet.range.first; block < packet.range.end(); ++block)
+      for (uint64_t block = packet.drop->range.first; block < packet.drop->range.end(); ++block)
         readable_.Remove(block);
-      return drops_.push_back(packet.range);
+      return drops_.push_back(*packet.drop);
     }
-    std::erase_if(drops_, [&](const Range& drop) {
-      return packet.there.Next(true, drop.first) < drop.end();
-    });
     for (uint64_t block = 0; block < kBlocks; ++block)
       if (packet.there.Has(block)) readable_.Add(block);
   }
-  void LetGo(uint64_t which) {  // reads end in any order
+  void Read(uint64_t block) {  // begins one, or ends it
+    if (reading_.erase(block) == 0 && readable_.Has(block)) reading_.insert(block);
+  }
+  void LetGo(uint64_t which) {
     if (drops_.empty()) return;
     const auto drop = std::next(drops_.begin(), static_cast<ptrdiff_t>(which % drops_.size()));
+    for (const uint64_t block : reading_)
+      if (drop->range.Holds(block) && !readable_.Has(block)) return;
     answers_.push_back(*drop);
     drops_.erase(drop);
   }
   void Answer() {
     if (answers_.empty()) return;
-    const Range answer = answers_.front();
+    const Drop answer = answers_.front();
     answers_.pop_front();
-    const BlobPlan::LetGo let_go = plan_.Release(answer);
+    const BlobPlan::LetGo let_go = plan_.Release(answer.range, answer.question);
     for (const Range& range : let_go.punch) {
       for (uint64_t block = range.first; block < range.end(); ++block) {
-        Require(!readable_.Has(block));
+        Require(!readable_.Has(block) && !reading_.contains(block));
         for (const Packet& packet : heard_later_) Require(packet.drop || !packet.there.Has(block));
       }
       punched_.push_back(range);
     }
     if (!let_go.kept.empty()) SayWhatIsThere();
   }
-  void Reconnect() {
-    heard_later_.clear();
+  // What packets and processes do: one of the first is lost in either direction, a new
+  // reader takes over what is on its way, or another connection begins.
+  void Lose(uint64_t how) {
+    if (how == 0 && !heard_later_.empty()) heard_later_.pop_front();
+    if (how == 1 && !answers_.empty()) answers_.pop_front();
+    if (how < 2) return;
     drops_.clear();
-    answers_.clear();
+    reading_.clear();
     readable_ = BlockSet(kBlocks);
-    plan_.ForgetQuestions();
+    if (how == 2) return;
+    heard_later_.clear();
+    answers_.clear();
   }
 
   BlobPlan plan_;
+  uint64_t question_ = 0;
   std::vector<Range> punched_;
   std::deque<Packet> heard_later_;
-  std::deque<Range> drops_, answers_;
+  std::deque<Drop> drops_, answers_;
+  std::set<uint64_t> reading_;
   BlockSet readable_{kBlocks};
 };
 

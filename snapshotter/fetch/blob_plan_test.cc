@@ -106,20 +106,20 @@ TEST_F(BlobPlanTest, BeforeTheBlobIsOpenWantsOnlyWait) {
 
 TEST_F(BlobPlanTest, WhatWasTouchedLastGoesLast) {
   Bring({0, 10});
-  EXPECT_THAT(plan_.StartGoing(3), IsEmpty());
+  EXPECT_THAT(plan_.StartGoing(3, 1), IsEmpty());
   plan_.Age();
   plan_.Want({0, 5}, kNow, kLater);
-  EXPECT_THAT(plan_.StartGoing(3), ElementsAre(Range{5, 3}));
+  EXPECT_THAT(plan_.StartGoing(3, 1), ElementsAre(Range{5, 3}));
   plan_.Age();
   plan_.Age();
-  EXPECT_THAT(plan_.StartGoing(3), ElementsAre(Range{0, 1}, Range{8, 2}));
+  EXPECT_THAT(plan_.StartGoing(3, 1), ElementsAre(Range{0, 1}, Range{8, 2}));
 }
 
 TEST_F(BlobPlanTest, WhatIsGoingIsNeitherThereNorFetched) {
   Bring({0, 2});
   plan_.Age();
   plan_.Age();
-  ASSERT_THAT(plan_.StartGoing(2), ElementsAre(Range{0, 2}));
+  ASSERT_THAT(plan_.StartGoing(2, 1), ElementsAre(Range{0, 2}));
   EXPECT_EQ(plan_.Want({0, 2}, kNow, kLater), 0u);
   EXPECT_EQ(Wanted(), std::nullopt);
   EXPECT_EQ(plan_.OldestWant(), std::nullopt);
@@ -129,9 +129,9 @@ TEST_F(BlobPlanTest, WhatIsWantedAgainStaysWhenItIsLetGo) {
   Bring({0, 4});
   plan_.Age();
   plan_.Age();
-  ASSERT_THAT(plan_.StartGoing(4), ElementsAre(Range{0, 4}));
+  ASSERT_THAT(plan_.StartGoing(4, 1), ElementsAre(Range{0, 4}));
   plan_.Want({1, 1}, kNow, kLater);
-  const BlobPlan::LetGo let_go = plan_.Release({0, 100});
+  const BlobPlan::LetGo let_go = plan_.Release({0, 100}, 1);
   EXPECT_THAT(let_go.kept, ElementsAre(Range{1, 1}));
   EXPECT_THAT(let_go.punch, ElementsAre(Range{0, 1}, Range{2, 2}));
   EXPECT_EQ(plan_.waiting(), 0u);
@@ -144,54 +144,31 @@ TEST_F(BlobPlanTest, WhatIsWantedAgainStaysWhenItIsLetGo) {
 
 TEST_F(BlobPlanTest, AnAnswerThatNobodyAskedForChangesNothing) {
   Bring({0, 4});
-  const BlobPlan::LetGo let_go = plan_.Release({0, 100});
+  const BlobPlan::LetGo let_go = plan_.Release({0, 100}, 1);
   EXPECT_THAT(let_go.kept, IsEmpty());
   EXPECT_THAT(let_go.punch, IsEmpty());
   EXPECT_TRUE(plan_.HasAll({0, 4}));
 }
 
-TEST_F(BlobPlanTest, WhatWasAskedForTwiceGoesAgainWhenBothAnswersCame) {
+TEST_F(BlobPlanTest, AnAnswerToAnyQuestionSinceABlockBeganToGoLetsItGo) {
   Bring({0, 2});
   AgeTwice();
-  ASSERT_THAT(plan_.StartGoing(1), ElementsAre(Range{0, 1}));
-  plan_.AskedAgain();
-  plan_.Want({0, 1}, kNow, kLater);
-  plan_.Release({0, 1});
-  AgeTwice();
-  EXPECT_THAT(plan_.StartGoing(2), ElementsAre(Range{1, 1}));
-  plan_.Release({0, 1});
-  EXPECT_TRUE(plan_.HasAll({0, 1}));
-  EXPECT_THAT(plan_.StartGoing(2), ElementsAre(Range{0, 1}));
+  ASSERT_THAT(plan_.StartGoing(1, 5), ElementsAre(Range{0, 1}));
+  ASSERT_THAT(plan_.StartGoing(1, 7), ElementsAre(Range{1, 1}));
+  EXPECT_THAT(plan_.Release({0, 2}, 4).punch, IsEmpty());
+  EXPECT_THAT(plan_.Release({0, 2}, 6).punch, ElementsAre(Range{0, 1}));
+  EXPECT_THAT(plan_.going(), ElementsAre(Range{1, 1}));
+  EXPECT_THAT(plan_.Release({0, 2}, 9).punch, ElementsAre(Range{1, 1}));
 }
 
-TEST_F(BlobPlanTest, WhatWasAskedForOnALostConnectionGoesOnTheNext) {
-  Bring({0, 2});
-  AgeTwice();
-  ASSERT_THAT(plan_.StartGoing(2), ElementsAre(Range{0, 2}));
-  plan_.AskedAgain();
-  plan_.ForgetQuestions();
-  EXPECT_FALSE(plan_.AwaitsAnswers());
-  plan_.AskedAgain();
-  plan_.Want({0, 2}, kNow, kLater);
-  EXPECT_THAT(plan_.Release({0, 2}).kept, ElementsAre(Range{0, 2}));
-  AgeTwice();
-  EXPECT_THAT(plan_.StartGoing(2), ElementsAre(Range{0, 2}));
-}
-
-TEST_F(BlobPlanTest, AnAnswerFromBeforeTheBlobWasClosedLetsNothingGo) {
+TEST_F(BlobPlanTest, AnAnswerFromBeforeABlockWasThereAgainLetsItNotGo) {
   Bring({0, 1});
   AgeTwice();
-  ASSERT_THAT(plan_.StartGoing(1), ElementsAre(Range{0, 1}));
+  ASSERT_THAT(plan_.StartGoing(1, 1), ElementsAre(Range{0, 1}));
   plan_.Stay();
-  EXPECT_THAT(plan_.StartGoing(1), IsEmpty());
-  plan_.Reset();
-  EXPECT_TRUE(plan_.AwaitsAnswers());
-  plan_.Begin(BlockSet(100), StreamGuess(1, 1));
-  Bring({0, 1});
-  AgeTwice();
-  EXPECT_THAT(plan_.StartGoing(1), IsEmpty());
-  EXPECT_THAT(plan_.Release({0, 1}).punch, IsEmpty());
-  EXPECT_THAT(plan_.StartGoing(1), ElementsAre(Range{0, 1}));
+  ASSERT_THAT(plan_.StartGoing(1, 2), ElementsAre(Range{0, 1}));
+  EXPECT_THAT(plan_.Release({0, 1}, 1).punch, IsEmpty());
+  EXPECT_THAT(plan_.Release({0, 1}, 2).punch, ElementsAre(Range{0, 1}));
 }
 
 }  // namespace

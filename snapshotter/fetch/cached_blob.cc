@@ -91,7 +91,7 @@ BlockSet CachedBlob::ReadStored() const {
   absl::StatusOr<BlockList> list =
       bytes.ok() ? BlockList::Decode(AsBytes(*bytes)) : absl::StatusOr<BlockList>(bytes.status());
   if (list.ok() && list->root == name_.index.root && list->blob_size == name_.size &&
-      list->inode == file_->inode() && list->block_size == header_.block_size &&
+      list->inode == file_->id().inode && list->block_size == header_.block_size &&
       list->blocks.size() == blocks_)
     return std::move(list->blocks);
   log::warn("cache: what is there of {} is fetched again: {}", name_.digest.text(),
@@ -159,7 +159,7 @@ absl::Status CachedBlob::Punch(const std::vector<Range>& ranges, const BlockSet&
 }
 
 absl::Status CachedBlob::StoreList(const BlockSet& there) const {
-  const BlockList list{name_.index.root, name_.size, file_->inode(),
+  const BlockList list{name_.index.root, name_.size, file_->id().inode,
                        static_cast<uint32_t>(block_size()), there};
   return folder_.WriteList(name_.digest, list.Encode());
 }

@@ -41,6 +41,7 @@ class CachedBlob {
   uint64_t BytesOf(Range blocks) const;
   Range toc_blocks() const;  // count 0 where there is no TOC
 
+  const control::FetchFile& file() const { return file_->id(); }
   absl::StatusOr<UniqueFd> OpenForReader() const { return file_->OpenForReader(); }
   uint64_t BytesOnDisk() const { return file_->BytesOnDisk(); }
 

@@ -66,7 +66,7 @@ void DataLink::Take(const control::FetchPacket& packet) {
   if (const auto* suspect = std::get_if<control::FetchSuspect>(&packet.body))
     return fetcher_.Suspect(packet.blob, suspect->block);
   if (const auto* dropped = std::get_if<control::FetchDropped>(&packet.body))
-    return fetcher_.Dropped(packet.blob, {dropped->first, dropped->count});
+    return fetcher_.Dropped(packet.blob, {dropped->first, dropped->count}, dropped->question);
   log::warn("from kapsule-fuse: a packet of a kind that it is sent");
 }
 
@@ -75,7 +75,7 @@ void DataLink::Send() {
     control::FetchPacket& packet = item->packet;
     if (item->look) {
       auto& have = std::get<control::FetchHave>(packet.body);
-      have.blocks = fetcher_.Look(packet.blob, have.first);
+      have = fetcher_.Look(packet.blob, have.first);
       if (have.blocks.none()) continue;
     }
     const absl::Status status =

@@ -3,6 +3,7 @@
 #include <absl/time/clock.h>
 
 #include <algorithm>
+#include <chrono>
 #include <system_error>
 #include <utility>
 
@@ -22,7 +23,9 @@ Fetcher::Fetcher(const CacheFolder& folder, FetcherOptions options, SourceFactor
       options_(options),
       sources_(std::move(sources)),
       outbox_(outbox),
-      pages_(std::make_shared<archive::PageCache>(kPageBytes)) {}
+      pages_(std::make_shared<archive::PageCache>(kPageBytes)),
+      questions_(
+          static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count())) {}
 
 Fetcher::~Fetcher() {
   Stop();
@@ -136,11 +139,11 @@ void Fetcher::Suspect(const oci::Digest& blob, uint64_t block) {
   work_.SignalAll();
 }
 
-void Fetcher::Dropped(const oci::Digest& blob, Range blocks) {
+void Fetcher::Dropped(const oci::Digest& blob, Range blocks, uint64_t question) {
   absl::MutexLock lock(&mu_);
   const EntryPtr entry = Find(blob);
   if (entry == nullptr) return;
-  const BlobPlan::LetGo let_go = entry->plan.Release(blocks);
+  const BlobPlan::LetGo let_go = entry->plan.Release(blocks, question);
   for (const Range& range : let_go.kept) outbox_.Have(blob, range);
   if (let_go.punch.empty()) return;
   entry->to_punch.insert(entry->to_punch.end(), let_go.punch.begin(), let_go.punch.end());
@@ -149,22 +152,21 @@ void Fetcher::Dropped(const oci::Digest& blob, Range blocks) {
 
 void Fetcher::NewConnection() {
   absl::MutexLock lock(&mu_);
-  for (const auto& [digest, entry] : entries_) {
-    entry->plan.ForgetQuestions();
-    entry->asked_at = absl::InfinitePast();
-  }
+  for (const auto& [digest, entry] : entries_) entry->asked_at = absl::InfinitePast();
 }
 
-std::bitset<control::kMaxFetchBlocks> Fetcher::Look(const oci::Digest& blob, uint64_t first) const {
+control::FetchHave Fetcher::Look(const oci::Digest& blob, uint64_t first) const {
   absl::MutexLock lock(&mu_);
-  std::bitset<control::kMaxFetchBlocks> bits;
+  control::FetchHave have{first, {}};
   const EntryPtr entry = Find(blob);
-  if (entry == nullptr || entry->state != State::kOpen) return bits;
+  if (entry == nullptr || entry->state != State::kOpen) return have;
+  have.file = entry->blob->file();
   const BlockSet& there = entry->plan.there();
-  const uint64_t end = std::min(there.size(), first + bits.size());  // no overflow: kMaxFetchBlock
+  const uint64_t end =
+      std::min(there.size(), first + have.blocks.size());  // no overflow: kMaxFetchBlock
   for (uint64_t block = there.Next(true, first); block < end; block = there.Next(true, block + 1))
-    bits.set(block - first);
-  return bits;
+    have.blocks.set(block - first);
+  return have;
 }
 
 FetcherCounters Fetcher::counters() const {

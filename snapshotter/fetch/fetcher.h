@@ -67,13 +67,12 @@ class Fetcher {
   // From kapsule-fuse; any numbers.
   void Want(const oci::Digest& blob, Range blocks) ABSL_LOCKS_EXCLUDED(mu_);
   void Suspect(const oci::Digest& blob, uint64_t block) ABSL_LOCKS_EXCLUDED(mu_);
-  void Dropped(const oci::Digest& blob, Range blocks) ABSL_LOCKS_EXCLUDED(mu_);
+  void Dropped(const oci::Digest& blob, Range blocks, uint64_t question) ABSL_LOCKS_EXCLUDED(mu_);
   // It will be another kapsule-fuse, or another connection to it: what is going is
-  // asked for anew, and no answer to earlier questions comes any more.
+  // asked for anew.
   void NewConnection() ABSL_LOCKS_EXCLUDED(mu_);
   // Which blocks from `first` on can be read.
-  std::bitset<control::kMaxFetchBlocks> Look(const oci::Digest& blob, uint64_t first) const
-      ABSL_LOCKS_EXCLUDED(mu_);
+  control::FetchHave Look(const oci::Digest& blob, uint64_t first) const ABSL_LOCKS_EXCLUDED(mu_);
 
   FetcherCounters counters() const ABSL_LOCKS_EXCLUDED(mu_);
   // Nothing more is fetched, and what was stays. What waits for a registry may go on
@@ -175,6 +174,8 @@ class Fetcher {
   void TellInVain(Entry& entry, const std::vector<Range>& expired, absl::Time now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AskToLetGo(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void AskForDrops(const Entry& entry, const std::vector<Range>& ranges)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Keep() ABSL_LOCKS_EXCLUDED(mu_);
   // The next chore that is due, without the lock; null where there is none.
   std::function<void()> NextChore(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -201,6 +202,8 @@ class Fetcher {
   uint64_t buffers_ ABSL_GUARDED_BY(mu_) = 0;  // memory of jobs that run
   unsigned running_ ABSL_GUARDED_BY(mu_) = 0, filling_ ABSL_GUARDED_BY(mu_) = 0;
   bool disk_full_ ABSL_GUARDED_BY(mu_) = false;
+  // The last that was asked of kapsule-fuse; more than an earlier process got to.
+  uint64_t questions_ ABSL_GUARDED_BY(mu_);
   absl::Time last_want_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
   absl::Time grace_ends_ ABSL_GUARDED_BY(mu_);
 

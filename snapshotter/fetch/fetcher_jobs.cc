@@ -154,7 +154,7 @@ absl::Status Fetcher::RunCheck(const Job& job, MutableByteSpan buffer) {
       return absl::OkStatus();
     }
     entry.suspects.erase(block);
-    outbox_.Tell({entry.digest, control::FetchChecked{block}});
+    outbox_.Tell({entry.digest, control::FetchChecked{block, job.blob->file()}});
     outbox_.Have(entry.digest, {block, 1});
     return absl::OkStatus();
   }
@@ -210,7 +210,8 @@ absl::Status Fetcher::Complete(Job& job, uint64_t block, uint64_t length) {
   job.left -= length;
   coming_ -= length;
   entry.plan.Arrived(block);
-  if (entry.suspects.erase(block) > 0) outbox_.Tell({entry.digest, control::FetchChecked{block}});
+  if (entry.suspects.erase(block) > 0)
+    outbox_.Tell({entry.digest, control::FetchChecked{block, job.blob->file()}});
   outbox_.Have(entry.digest, {block, 1});
   return absl::OkStatus();
 }

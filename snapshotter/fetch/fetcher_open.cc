@@ -61,7 +61,8 @@ absl::StatusOr<Fetcher::EntryPtr> Fetcher::BeginOpen(const BlobName& name,
     // What runs for another index of a closed blob must have ended.
     return entry->state == State::kOpen || entry->users == 0;
   };
-  if (!mu_.AwaitWithDeadline(absl::Condition(&free), deadline))
+  // Late, it would stay open: who asked for it has closed it meanwhile.
+  if (!mu_.AwaitWithDeadline(absl::Condition(&free), deadline) || absl::Now() >= deadline)
     return DeadlineExceeded("the blob is still being opened or removed");
   if (stopping_) return Cancelled("kapsule-fetch ends");
   const EntryPtr entry = FindOrMake(name.digest);
@@ -115,8 +116,10 @@ bool Fetcher::PauseOrStop(absl::Duration pause) const {
   return mu_.AwaitWithTimeout(absl::Condition(&stopping_), pause);
 }
 
+// Where it is open, kapsule-fuse waits for it itself: its file must not wait for a registry.
 absl::Status Fetcher::WaitForToc(const EntryPtr& entry, absl::Time deadline) {
   absl::MutexLock lock(&mu_);
+  if (entry->state == State::kOpen) return absl::OkStatus();
   const Range toc = entry->blob->toc_blocks();
   if (toc.count == 0 || entry->plan.HasAll(toc)) return absl::OkStatus();
   entry->plan.WaitFor(toc, absl::Now(), deadline);

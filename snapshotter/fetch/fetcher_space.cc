@@ -90,8 +90,7 @@ void Fetcher::ExpireWaits(absl::Time now) {
       if (!expired.empty()) TellInVain(entry, expired, now);
     }
     const bool unknown = entry.state == State::kClosed && !entry.on_disk && entry.users == 0;
-    const bool idle = entry.plan.waiting() == 0 && !entry.plan.AwaitsAnswers();
-    it = unknown && idle ? entries_.erase(it) : std::next(it);
+    it = unknown && entry.plan.waiting() == 0 ? entries_.erase(it) : std::next(it);
   }
 }
 
@@ -121,12 +120,11 @@ void Fetcher::AskToLetGo(absl::Time now) {
     for (const Range& range : entry->to_punch) going += entry->blob->BytesOf(range);
     for (const Range& range : ranges) {
       going += entry->blob->BytesOf(range);
-      if (now - entry->asked_at < kAskAgain) continue;
-      outbox_.Tell({digest, control::FetchDrop{range.first, static_cast<uint32_t>(range.count)}});
     }
     if (now - entry->asked_at < kAskAgain || ranges.empty()) continue;
     entry->asked_at = now;
-    entry->plan.AskedAgain();
+    ++questions_;
+    AskForDrops(*entry, ranges);
   }
   uint64_t excess = Excess();
   if (excess <= going || OldestClosed(false) != nullptr) return;
@@ -139,12 +137,16 @@ void Fetcher::AskToLetGo(absl::Time now) {
     const uint64_t blocks = std::min(kMaxGoing, CeilDiv(excess, entry->blob->block_size()));
     // Those that are asked for already are to be asked for again in time.
     if (entry->plan.going().empty()) entry->asked_at = now;
-    for (const Range& range : entry->plan.StartGoing(blocks)) {
-      excess -= std::min(excess, entry->blob->BytesOf(range));
-      outbox_.Tell(
-          {entry->digest, control::FetchDrop{range.first, static_cast<uint32_t>(range.count)}});
-    }
+    const std::vector<Range> ranges = entry->plan.StartGoing(blocks, ++questions_);
+    for (const Range& range : ranges) excess -= std::min(excess, entry->blob->BytesOf(range));
+    AskForDrops(*entry, ranges);
   }
+}
+
+void Fetcher::AskForDrops(const Entry& entry, const std::vector<Range>& ranges) {
+  for (const Range& range : ranges)
+    outbox_.Tell({entry.digest,
+                  control::FetchDrop{range.first, static_cast<uint32_t>(range.count), questions_}});
 }
 
 // What may take its time.
@@ -180,7 +182,7 @@ std::function<void()> Fetcher::NextChore(absl::Time now) {
     // Its descriptors and memory are for those that are open.
     if (closed && entry->unstored == 0 && entry->plan.waiting() == 0) {
       entry->blob = nullptr;
-      entry->plan.Reset();
+      entry->plan = BlobPlan();
     }
   }
   const bool full = Excess() > 0 || disk_full_;
@@ -249,7 +251,7 @@ void Fetcher::Remove(const EntryPtr& entry) {
   entry->state = State::kClosed;
   entry->on_disk = entry->forgotten = false;
   entry->blob = nullptr;
-  entry->plan.Reset();
+  entry->plan = BlobPlan();
   entry->unstored = 0;
   work_.SignalAll();
 }

@@ -25,7 +25,7 @@ class FetcherSpaceTest : public FetchTest {
   }
   void Close(const blob::TestLayer& layer) { fetcher_->Close(NameOf(layer).digest); }
   bool Gone(const blob::TestLayer& layer) {
-    for (int i = 0; i < 500 && std::filesystem::exists(FileOf(layer)); ++i)
+    for (int i = 0; i < 3000 && std::filesystem::exists(FileOf(layer)); ++i)
       absl::SleepFor(absl::Milliseconds(10));
     return !std::filesystem::exists(FileOf(layer));
   }
@@ -114,7 +114,7 @@ TEST_F(FetcherSpaceTest, ReadsThatWaitOutlastTheGraceOfWhatWasThere) {
   WantAll(a);
   End();
   FetcherOptions options = Limit(12 * kMiB);
-  options.read_timeout = absl::Seconds(6);
+  options.read_timeout = absl::Seconds(10);
   Begin(options);
   WantAll(b);
   EXPECT_TRUE(Gone(a));
@@ -135,7 +135,7 @@ TEST_F(FetcherSpaceTest, ADoubtAboutABlockThatGoesAwayIsNotLeftOpen) {
   fuse_->Until([] { return false; }, absl::Milliseconds(300));
   fuse_->Want(blob, {going, 1});
   fuse_->have[blob].erase(going);
-  fuse_->Send(blob, control::FetchDropped{going, 1});
+  fuse_->Send(blob, control::FetchDropped{going, 1, ~uint64_t{0}});
   ASSERT_TRUE(fuse_->Until([&] { return fuse_->HasAll(blob, {going, 1}); }));
   fuse_->Send(blob, control::FetchSuspect{going});  // there again, it is looked at
   EXPECT_TRUE(fuse_->Until([&] { return fuse_->checked == std::vector<uint64_t>{going}; }));

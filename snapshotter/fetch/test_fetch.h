@@ -111,7 +111,7 @@ class FakeFuse {
   }
   // Receives until `done`; false after `limit`.
   template <typename Done>
-  bool Until(Done&& done, absl::Duration limit = absl::Seconds(10)) {
+  bool Until(Done&& done, absl::Duration limit = absl::Seconds(30)) {
     const absl::Time end = absl::Now() + limit;
     while (!done()) {
       if (absl::Now() > end) return false;
@@ -125,7 +125,7 @@ class FakeFuse {
       if (!have[blob].contains(block)) return false;
     return true;
   }
-  bool Get(const oci::Digest& blob, Range blocks, absl::Duration limit = absl::Seconds(10)) {
+  bool Get(const oci::Digest& blob, Range blocks, absl::Duration limit = absl::Seconds(30)) {
     Want(blob, blocks);
     return Until([&] { return HasAll(blob, blocks); }, limit);
   }
@@ -152,7 +152,7 @@ class FakeFuse {
       if (!lets_go) return;
       dropped += p->count;
       for (uint64_t i = 0; i < p->count; ++i) blocks.erase(p->first + i);
-      Send(packet.blob, control::FetchDropped{p->first, p->count});
+      Send(packet.blob, control::FetchDropped{p->first, p->count, p->question});
     }
   }
   const UniqueFd socket_;
@@ -202,7 +202,7 @@ class FetchTest : public testing::Test {
     return source;
   }
   absl::StatusOr<UniqueFd> Open(const blob::TestLayer& layer,
-                                absl::Duration limit = absl::Seconds(10)) {
+                                absl::Duration limit = absl::Seconds(30)) {
     const BlobName name = NameOf(layer);
     return fetcher_->Open(name, {name.digest, name.size, {}, {}}, absl::Now() + limit);
   }

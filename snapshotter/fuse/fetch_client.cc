@@ -51,10 +51,6 @@ void FetchClient::Wake() const {
 
 void FetchClient::UseSocket(UniqueFd socket) {
   auto shared = std::make_shared<const UniqueFd>(std::move(socket));
-  // What a predecessor left goes together: its files are those of this socket's process.
-  if (thread_.joinable()) {
-    for (const BlobPtr& blob : Blobs()) blob->AwaitFile();
-  }
   {
     absl::MutexLock lock(&mu_);
     socket_.swap(shared);
@@ -156,7 +152,7 @@ void FetchClient::SayAllAgain(bool fresh) {
     // What has not even been sent need not be repeated.
     if (socket_ == nullptr || (!fresh && !outbox_.empty())) return;
   }
-  for (const BlobPtr& blob : Blobs()) blob->SendAgain();
+  for (const BlobPtr& blob : Blobs()) blob->SendAgain(/*another_connection=*/fresh);
 }
 
 absl::Duration FetchClient::UntilNext() const {
@@ -207,7 +203,7 @@ void FetchClient::Receive(const Socket& socket) {
   if (const BlobPtr blob = Find(packet->blob)) return blob->Handle(*packet);
   // Nobody reads what is not open.
   if (const auto* const drop = std::get_if<control::FetchDrop>(&packet->body))
-    Send({packet->blob, control::FetchDropped{drop->first, drop->count}});
+    Send({packet->blob, control::FetchDropped{drop->first, drop->count, drop->question}});
 }
 
 // Also after a packet that is none: whoever sent it is not to be trusted with more.

@@ -21,7 +21,7 @@ class FetchClient {
  public:
   struct Options {
     // How long reads wait while there is no kapsule-fetch; then they fail, further
-    // ones at once, until there is one. So long they also wait for a file (AwaitFile()).
+    // ones at once, until there is one. So long they also wait for the file of one.
     absl::Duration grace = absl::Seconds(60);
     absl::Duration repeat = absl::Seconds(3);  // how often what is waited for is said again
   };
@@ -36,8 +36,7 @@ class FetchClient {
   // as another process may do so. Once.
   //   ResourceExhausted  no thread
   absl::Status Start();
-  // In place of an earlier socket, and of another process: its files are awaited. Before
-  // Start(), by the same thread, it is the one that goes with the files that are open.
+  // In place of an earlier socket, also of another process.
   void UseSocket(UniqueFd socket) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The blob in kapsule-fetch's file, for a LayerReader. All readers of a digest

@@ -45,7 +45,7 @@ class FetchClientTest : public ::testing::Test {
     return client_.Open(digest, {std::make_shared<EmptyFile>(), {1, 2}}, header).value();
   }
   // As kapsule-snapshotter does when it has opened the blob in the next process.
-  void UseFile(const oci::Digest& digest, uint64_t inode = 2) {
+  void UseFile(const oci::Digest& digest, uint64_t inode) {
     EXPECT_TRUE(client_.Find(digest)->UseFile({std::make_shared<EmptyFile>(), {1, inode}}).ok());
   }
   struct Answer {
@@ -77,8 +77,9 @@ class FetchClientTest : public ::testing::Test {
   static void Say(const UniqueFd& socket, const FetchPacket& packet) {
     EXPECT_TRUE(control::SendFetchPacket(socket.get(), packet, control::FetchSend::kWait).ok());
   }
-  static void SayHave(const UniqueFd& socket, const oci::Digest& blob, uint64_t block) {
-    FetchHave have{block, {}};
+  static void SayHave(const UniqueFd& socket, const oci::Digest& blob, uint64_t block,
+                      uint64_t inode = 2) {
+    FetchHave have{block, {}, {1, inode}};
     have.blocks.set(0);
     Say(socket, {blob, have});
   }
@@ -135,7 +136,6 @@ TEST_F(FetchClientTest, WhatIsLostIsSaidAgainAlsoToTheNextOne) {
   for (int i = 0; i < 3; ++i) EXPECT_EQ(NextWant(fetch, one_), 3u);
   fetch = Connect();
   EXPECT_EQ(NextWant(fetch, one_), 3u);
-  UseFile(one_);
   SayHave(fetch, one_, 3);
   EXPECT_TRUE(waiting->Wait().ok());
 }
@@ -146,15 +146,15 @@ TEST_F(FetchClientTest, ANewConnectionMayHaveNewFiles) {
   const auto blob = Open(one_);
   const auto waiting = WhenThere(*blob, 3);
   fetch = Connect();
-  SayHave(fetch, one_, 3);
+  SayHave(fetch, one_, 3, 77);
   EXPECT_FALSE(waiting->Comes(absl::Milliseconds(200)));
   UseFile(one_, 77);
-  SayHave(fetch, one_, 3);
+  SayHave(fetch, one_, 3, 77);
   EXPECT_TRUE(waiting->Wait().ok());
 }
 
 TEST_F(FetchClientTest, NothingIsReceivedBeforeTheStart) {
-  const auto blob = Open(one_);  // what a successor takes over goes together
+  const auto blob = Open(one_);
   const UniqueFd fetch = Connect();
   SayHave(fetch, one_, 1);
   const auto waiting = WhenThere(*blob, 1);
@@ -171,7 +171,6 @@ TEST_F(ShortGraceTest, WithoutConnectionReadsWaitAndFailAfterTheGrace) {
   EXPECT_GE(absl::Now() - begin, absl::Milliseconds(150));
   EXPECT_TRUE(absl::IsUnavailable(WhenThere(*blob, 1)->Wait())) << "at once";
   const UniqueFd fetch = Connect();
-  UseFile(one_);
   const auto later = WhenThere(*blob, 2);
   EXPECT_EQ(NextWant(fetch, one_), 2u);
   SayHave(fetch, one_, 2);
@@ -188,7 +187,6 @@ TEST_F(FetchClientTest, ReadsSurviveAFetcherThatComesBackWithinTheGrace) {
   EXPECT_FALSE(waiting->Comes(absl::Milliseconds(100)));
   fetch = Connect();
   EXPECT_EQ(NextWant(fetch, one_), 2u);
-  UseFile(one_);
   SayHave(fetch, one_, 2);
   EXPECT_TRUE(waiting->Wait().ok());
 }
@@ -198,7 +196,7 @@ TEST_F(ShortGraceTest, WhoTalksNonsenseIsNotHeardAnyMore) {
   const UniqueFd fetch = Connect();
   const auto blob = Open(one_);
   ASSERT_TRUE(SendPacket(fetch.get(), AsBytes("nonsense")).ok());
-  FetchHave have{1, {}};
+  FetchHave have{1, {}, {1, 2}};
   have.blocks.set(0);
   control::SendFetchPacket(fetch.get(), {one_, have}, control::FetchSend::kNoWait).IgnoreError();
   EXPECT_TRUE(absl::IsUnavailable(WhenThere(*blob, 1)->Wait()));
@@ -207,7 +205,7 @@ TEST_F(ShortGraceTest, WhoTalksNonsenseIsNotHeardAnyMore) {
 TEST_F(FetchClientTest, ADropOfWhatIsNotOpenIsAnswered) {
   ASSERT_TRUE(client_.Start().ok());
   const UniqueFd fetch = Connect();
-  Say(fetch, {two_, FetchDrop{5, 9}});
+  Say(fetch, {two_, FetchDrop{5, 9, 77}});
   const auto packet = control::ReceiveFetchPacket(fetch.get());
   ASSERT_TRUE(packet.ok()) << packet.status();
   EXPECT_EQ(packet->blob, two_);
@@ -215,6 +213,7 @@ TEST_F(FetchClientTest, ADropOfWhatIsNotOpenIsAnswered) {
   ASSERT_NE(dropped, nullptr);
   EXPECT_EQ(dropped->first, 5u);
   EXPECT_EQ(dropped->count, 9u);
+  EXPECT_EQ(dropped->question, 77u);
 }
 
 TEST_F(FetchClientTest, ASocketThatIsFullHoldsNobodyUp) {

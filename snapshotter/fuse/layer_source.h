@@ -12,7 +12,7 @@ namespace kapsule::fuse {
 
 struct Blob {
   std::unique_ptr<ReaderAt> bytes;
-  RemoteBlob::FileId id;
+  control::FetchFile id;
   int fd = -1;  // of `bytes`
 };
 // Leaves `fd` to its owner. InvalidArgument: not a regular file, or not open for reading

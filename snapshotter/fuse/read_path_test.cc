@@ -82,7 +82,7 @@ TEST_F(ReadPathTest, WhatHasComeIsReadAndWhatIsThereDoesNotWait) {
   const ViewPtr view = MakeView(one_);
   for (uint64_t i = 0; i < 100; ++i) Read(view, i * kPage);
   EXPECT_EQ(Waiting(), 100u);
-  FetchHave have{0, {}};
+  FetchHave have{0, {}, {1, 1}};
   have.blocks.set(0);
   fetch_.Find(one_)->Handle({one_, have});
   EXPECT_TRUE(NobodyWaitsSoon());

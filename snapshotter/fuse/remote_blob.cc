@@ -71,7 +71,6 @@ RemoteBlob::RemoteBlob(const oci::Digest& digest, File file, const archive::Inde
       send_(std::move(send)),
       patience_(patience),
       file_(std::move(file)),
-      awaits_file_(IsGone(file_)),
       there_(CeilDiv(blocks_, 64)) {}
 
 std::unique_ptr<ReaderAt> RemoteBlob::ReaderOf(std::shared_ptr<RemoteBlob> blob) {
@@ -165,32 +164,18 @@ absl::Status RemoteBlob::CheckBlocks(const archive::IndexHeader& header) const {
   return InvalidArgument("layer {} is open with other blocks", digest_.text());
 }
 
-// What it has dropped, or will, it asks for itself.
-void RemoteBlob::AwaitFile() {
-  absl::MutexLock lock(&mu_);
-  if (local_) return;
-  awaits_file_ = true;
-  drops_.clear();
-}
-
 absl::StatusOr<bool> RemoteBlob::UseFile(File file) {
   if (file.bytes->size() != size_)
     return InvalidArgument("the blob has {} bytes instead of {}", file.bytes->size(), size_);
   const bool gone = IsGone(file);
   absl::MutexLock lock(&mu_);
-  const bool another = !(file_.id == file.id);
-  if (local_ || (another && gone) || (!another && !awaits_file_)) return false;
-  awaits_file_ = false;
-  if (another) {
-    file_ = std::move(file);
-    std::fill(there_.begin(), there_.end(), 0);
-    suspected_.clear();
-  }
-  // Answers that came before did not count.
-  wanted_.clear();
-  for (const uint64_t block : suspected_) Say(control::FetchSuspect{block});
+  if (local_ || gone || file_.id == file.id) return false;
+  file_ = std::move(file);
+  std::fill(there_.begin(), there_.end(), 0);
+  suspected_.clear();
+  wanted_.clear();  // answers that came before did not count
   WantForWaiters({0, blocks_});
-  return another;
+  return true;
 }
 
 absl::Status RemoteBlob::UseLocal(std::shared_ptr<const ReaderAt> file) {
@@ -201,7 +186,6 @@ absl::Status RemoteBlob::UseLocal(std::shared_ptr<const ReaderAt> file) {
     absl::MutexLock lock(&mu_);
     file_ = {std::move(file), {}};
     local_ = true;
-    awaits_file_ = false;
     wanted_.clear();
     suspected_.clear();
     ready.swap(waiters_);

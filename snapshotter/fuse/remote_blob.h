@@ -27,14 +27,9 @@ class RemoteBlob {
   static constexpr uint64_t kMaxBlocks = uint64_t{1} << 23;  // a bit each
   static constexpr size_t kMaxDrops = 1024;                  // that wait for reads
 
-  // Which file it is, however it was opened.
-  struct FileId {
-    uint64_t device = 0, inode = 0;
-    bool operator==(const FileId&) const = default;
-  };
   struct File {
     std::shared_ptr<const ReaderAt> bytes;
-    FileId id;
+    control::FetchFile id;
     int fd = -1;  // of `bytes`, which owns it; -1: it is always the current one
   };
   using Then = std::function<void(absl::Status)>;
@@ -42,8 +37,8 @@ class RemoteBlob {
   // the lock held.
   using Send = std::function<void(control::FetchPacket)>;
 
-  // Knows no block of `file` yet; one that was removed is as after AwaitFile(). Who waits
-  // for what kapsule-fetch says, but does not count then, does so for `patience`.
+  // Knows no block of `file` yet. What kapsule-fetch says of another file does not count:
+  // who waits for it does so for `patience`, or until UseFile().
   //   Unimplemented  more than kMaxBlocks
   static absl::StatusOr<std::shared_ptr<RemoteBlob>> Make(
       const oci::Digest& digest, File file, const archive::IndexHeader& header, Send send,
@@ -55,9 +50,6 @@ class RemoteBlob {
 
   // InvalidArgument: `header` has other blocks.
   absl::Status CheckBlocks(const archive::IndexHeader& header) const;
-  // Another kapsule-fetch is asked from now on, which may have begun a new file: what it
-  // says to be there counts after UseFile().
-  void AwaitFile() ABSL_LOCKS_EXCLUDED(mu_);
   // The file that kapsule-fetch has now; true where it is another one than before. One
   // that was removed since is not taken. InvalidArgument: it is not of this size.
   absl::StatusOr<bool> UseFile(File file) ABSL_LOCKS_EXCLUDED(mu_);
@@ -71,8 +63,9 @@ class RemoteBlob {
 
   // What kapsule-fetch says of this blob.
   void Handle(const control::FetchPacket& packet) ABSL_LOCKS_EXCLUDED(mu_);
-  // Asks again for all that is waited for.
-  void SendAgain() ABSL_LOCKS_EXCLUDED(mu_);
+  // Asks again for all that is waited for. Over another connection nothing is left to
+  // answer: what is to be dropped is said again.
+  void SendAgain(bool another_connection = false) ABSL_LOCKS_EXCLUDED(mu_);
   // Nobody can be asked: whoever waits gets `why`.
   void FailWaiting(const absl::Status& why) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -86,7 +79,7 @@ class RemoteBlob {
   };
   struct Drop {
     Blocks blocks;
-    uint32_t times = 1;  // that it was asked for
+    uint64_t question = 0;
   };
   struct Waiter {
     Blocks blocks;
@@ -117,10 +110,11 @@ class RemoteBlob {
   void SayWant(const Blocks& run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Want(const Blocks& blocks) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WantForWaiters(const Blocks& blocks) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void Answer(const Drop& drop) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool IsRead(const Drop& drop) const ABSL_SHARED_LOCKS_REQUIRED(mu_);
   void AnswerDrops() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // Each returns who has an answer now.
+  Waiters OnOtherFile() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Waiters On(const control::FetchHave& have) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Waiters On(const control::FetchFailed& failed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Waiters On(const control::FetchChecked& checked) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -143,7 +137,6 @@ class RemoteBlob {
   mutable absl::Mutex mu_;
   File file_ ABSL_GUARDED_BY(mu_);
   bool local_ ABSL_GUARDED_BY(mu_) = false;  // file_ has everything
-  bool awaits_file_ ABSL_GUARDED_BY(mu_);    // file_ may not be kapsule-fetch's
   std::vector<uint64_t> there_ ABSL_GUARDED_BY(mu_);
   Waiters waiters_ ABSL_GUARDED_BY(mu_);
   // Blocks that are not there: asked for; said to be bad.

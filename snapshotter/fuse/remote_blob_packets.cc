@@ -45,49 +45,40 @@ void RemoteBlob::WantForWaiters(const Blocks& blocks) {
     if (waiter.blocks.Overlap(blocks)) Want(waiter.blocks);
 }
 
-// Each question has its answer: kapsule-fetch counts them.
-void RemoteBlob::Answer(const Drop& drop) {
-  for (uint32_t i = 0; i < drop.times; ++i)
-    Say(control::FetchDropped{drop.blocks.first,
-                              static_cast<uint32_t>(drop.blocks.end - drop.blocks.first)});
+// A block that is there again was announced after it was to be dropped, so the answer lets
+// go of it no more.
+bool RemoteBlob::IsRead(const Drop& drop) const {
+  for (const Blocks* const reading : reading_)
+    for (uint64_t block = std::max(reading->first, drop.blocks.first);
+         block < std::min(reading->end, drop.blocks.end); ++block)
+      if (!Has(block)) return true;
+  return false;
 }
 
 void RemoteBlob::AnswerDrops() {
   for (size_t i = 0; i < drops_.size();) {
-    const Drop drop = drops_[i];
-    if (std::any_of(reading_.begin(), reading_.end(),
-                    [&](const Blocks* reading) { return reading->Overlap(drop.blocks); })) {
+    if (IsRead(drops_[i])) {
       ++i;
       continue;
     }
+    const auto [blocks, question] = drops_[i];
     drops_.erase(drops_.begin() + static_cast<ptrdiff_t>(i));
-    Answer(drop);
-    WantForWaiters(drop.blocks);
+    Say(control::FetchDropped{blocks.first, static_cast<uint32_t>(blocks.end - blocks.first),
+                              question});
+    WantForWaiters(blocks);
   }
 }
 
-// A kapsule-fetch that was restarted may have another file: what it says to be there
-// before UseFile() would be holes here. All of it is asked for again then.
 void RemoteBlob::Handle(const control::FetchPacket& packet) {
-  const bool of_file = std::holds_alternative<control::FetchHave>(packet.body) ||
-                       std::holds_alternative<control::FetchChecked>(packet.body);
   Waiters answered;
   {
     absl::MutexLock lock(&mu_);
-    if (of_file && awaits_file_) {
-      answered = TakeFailed({0, blocks_},
-                            Unavailable("kapsule-fetch has it, but kapsule-snapshotter has not "
-                                        "said in which file since kapsule-fetch was restarted"),
-                            patience_);
-      if (waiters_.empty()) wanted_.clear();
-    } else {
-      answered = std::visit(
-          [this](const auto& body) {
-            mu_.AssertHeld();
-            return On(body);
-          },
-          packet.body);
-    }
+    answered = std::visit(
+        [this](const auto& body) {
+          mu_.AssertHeld();
+          return On(body);
+        },
+        packet.body);
   }
   for (const Waiter& waiter : answered) waiter.then(waiter.status);
 }
@@ -102,35 +93,35 @@ RemoteBlob::Waiters RemoteBlob::TakeReady(const Blocks& changed) {
   return ready;
 }
 
+// What is there in another file would be holes in this one. It is asked for again when that
+// one is known.
+RemoteBlob::Waiters RemoteBlob::OnOtherFile() {
+  Waiters failed = TakeFailed({0, blocks_},
+                              Unavailable("kapsule-fetch has it in a file that kapsule-snapshotter "
+                                          "has not handed over yet"),
+                              patience_);
+  if (waiters_.empty()) wanted_.clear();
+  return failed;
+}
+
 RemoteBlob::Waiters RemoteBlob::On(const control::FetchHave& have) {
   if (local_) return {};
+  if (!(have.file == file_.id)) return OnOtherFile();
   const Blocks blocks = Inside(have.first, have.blocks.size());
-  const auto is_set = [&](uint64_t block) { return have.blocks.test(block - have.first); };
-  // What it says now holds, not what it wanted to do before: an answer lets go of nothing.
-  const size_t void_drops = std::erase_if(drops_, [&](const Drop& drop) {
-    mu_.AssertHeld();
-    for (uint64_t block = std::max(drop.blocks.first, blocks.first);
-         block < std::min(drop.blocks.end, blocks.end); ++block) {
-      if (!is_set(block)) continue;
-      Answer(drop);
-      return true;
-    }
-    return false;
-  });
   for (uint64_t block = blocks.first; block < blocks.end; ++block) {
     // It may not know yet that somebody doubts it.
-    if (!is_set(block) || suspected_.count(block) != 0) continue;
+    if (!have.blocks.test(block - have.first) || suspected_.count(block) != 0) continue;
     Set(block, true);
     wanted_.erase(block);
   }
-  if (void_drops != 0) WantForWaiters({0, blocks_});
+  AnswerDrops();
   return TakeReady(blocks);
 }
 
 RemoteBlob::Waiters RemoteBlob::On(const control::FetchChecked& checked) {
   if (checked.block >= blocks_) return {};
-  suspected_.erase(checked.block);
-  control::FetchHave have{checked.block, {}};
+  if (checked.file == file_.id) suspected_.erase(checked.block);
+  control::FetchHave have{checked.block, {}, checked.file};
   have.blocks.set(0);
   return On(have);
 }
@@ -172,16 +163,17 @@ RemoteBlob::Waiters RemoteBlob::On(const control::FetchDrop& drop) {
                                  [&](const Drop& known) { return known.blocks == all; });
   // Where there are too many: it is said again after a while.
   if (same != drops_.end()) {
-    ++same->times;
+    same->question = drop.question;
   } else if (drops_.size() < kMaxDrops) {
-    drops_.push_back({all});
+    drops_.push_back({all, drop.question});
   }
   AnswerDrops();
   return {};
 }
 
-void RemoteBlob::SendAgain() {
+void RemoteBlob::SendAgain(bool another_connection) {
   absl::MutexLock lock(&mu_);
+  if (another_connection) drops_.clear();
   Blocks run;
   for (const uint64_t block : wanted_) {
     if (block != run.end) {

@@ -57,7 +57,7 @@ std::string TextOf(const FetchPacket& packet) {
   if (const auto* p = std::get_if<FetchSuspect>(&packet.body))
     return fmt::format("suspect {}", p->block);
   if (const auto* p = std::get_if<FetchDropped>(&packet.body))
-    return fmt::format("dropped {}+{}", p->first, p->count);
+    return fmt::format("dropped {}+{} ({})", p->first, p->count, p->question);
   return "something else";
 }
 
@@ -76,8 +76,9 @@ class RemoteBlobTest : public ::testing::Test {
   void Say(Body body) {
     blob_->Handle({digest_, std::move(body)});
   }
-  void SayHave(std::initializer_list<uint64_t> blocks, uint64_t first = 0) {
-    FetchHave have{first, {}};
+  void SayHave(std::initializer_list<uint64_t> blocks, uint64_t first = 0,
+               const control::FetchFile& file = {1, 1}) {
+    FetchHave have{first, {}, file};
     for (const uint64_t block : blocks) have.blocks.set(block - first);
     Say(have);
   }
@@ -140,15 +141,15 @@ TEST_F(RemoteBlobTest, EachBlockIsAskedForOnceAndAgainOnDemand) {
 TEST_F(RemoteBlobTest, WhatIsSaidOfBlocksThatThereAreNotIsHarmless) {
   const auto waiting = Wait(0, 1);
   Sent();
-  FetchHave all{control::kMaxFetchBlock, {}};
+  FetchHave all{control::kMaxFetchBlock, {}, {1, 1}};
   all.blocks.set();
   Say(all);
-  Say(FetchHave{9, all.blocks});
+  Say(FetchHave{9, all.blocks, {1, 1}});
   Say(FetchFailed{10, 2000, Unavailable("x")});
-  Say(FetchChecked{control::kMaxFetchBlock});
+  Say(FetchChecked{control::kMaxFetchBlock, {1, 1}});
   EXPECT_EQ(*waiting, "");
-  Say(FetchDrop{5, 2000});
-  EXPECT_THAT(Sent(), ElementsAre("dropped 5+2000"));
+  Say(FetchDrop{5, 2000, 9});
+  EXPECT_THAT(Sent(), ElementsAre("dropped 5+2000 (9)"));
 }
 
 TEST_F(RemoteBlobTest, AFailureIsOfThoseWhoWaitForTheBlock) {
@@ -178,7 +179,7 @@ TEST_F(RemoteBlobTest, ABlockThatIsSuspectedIsAwayUntilItWasChecked) {
   EXPECT_EQ(*waiting, "") << "said before it knew";
   blob_->SendAgain();
   EXPECT_THAT(Sent(), ElementsAre("suspect 1"));
-  Say(FetchChecked{1});
+  Say(FetchChecked{1, {1, 1}});
   EXPECT_EQ(*waiting, "there");
   blob_->Suspect(kBlock, 1);
   const auto failing = Wait(kBlock, 1);
@@ -191,7 +192,7 @@ TEST_F(RemoteBlobTest, ADropIsAnsweredWhenNoReadIsUnderWay) {
   std::shared_ptr<std::string> waiting;
   file_->before_read = [&] {
     file_->before_read = nullptr;
-    Say(FetchDrop{1, 3});
+    Say(FetchDrop{1, 3, 2});
     EXPECT_THAT(Sent(), IsEmpty());
     EXPECT_FALSE(reader_->IsThere(kBlock, 1)) << "no new read begins";
     EXPECT_TRUE(reader_->IsThere(0, 1));
@@ -200,38 +201,52 @@ TEST_F(RemoteBlobTest, ADropIsAnsweredWhenNoReadIsUnderWay) {
     EXPECT_THAT(Sent(), IsEmpty()) << "asked for after it was dropped";
   };
   EXPECT_EQ(Read(2 * kBlock, 1), "c");
-  EXPECT_THAT(Sent(), ElementsAre("dropped 1+3", "want 2+1"));
+  EXPECT_THAT(Sent(), ElementsAre("dropped 1+3 (2)", "want 2+1"));
   SayHave({2});
   EXPECT_EQ(*waiting, "there");
   EXPECT_EQ(Read(2 * kBlock, 1), "c");
   EXPECT_THAT(Sent(), IsEmpty());
 }
 
-TEST_F(RemoteBlobTest, EachDropHasItsAnswer) {
+TEST_F(RemoteBlobTest, AnAnswerIsToTheLastDropOfTheSameBlocks) {
   SayHave({0, 1});
   file_->before_read = [&] {
     file_->before_read = nullptr;
-    for (size_t i = 0; i < 3; ++i) Say(FetchDrop{0, 1});
-    Say(FetchDrop{1, 1});
-    EXPECT_THAT(Sent(), ElementsAre("dropped 1+1"));
+    for (const uint64_t question : {3, 4, 6}) Say(FetchDrop{0, 1, question});
+    Say(FetchDrop{1, 1, 7});
+    EXPECT_THAT(Sent(), ElementsAre("dropped 1+1 (7)"));
   };
   EXPECT_EQ(Read(0, 1), "a");
-  EXPECT_THAT(Sent(), ElementsAre("dropped 0+1", "dropped 0+1", "dropped 0+1"));
+  EXPECT_THAT(Sent(), ElementsAre("dropped 0+1 (6)"));
 }
 
-TEST_F(RemoteBlobTest, WhatIsSaidToBeThereIsNotDroppedAnyMore) {
+TEST_F(RemoteBlobTest, ADropIsNotAnsweredForOneBlockWhileAnotherIsRead) {
   SayHave({0, 1});
   file_->before_read = [&] {
     file_->before_read = nullptr;
-    Say(FetchDrop{0, 2});
-    const auto waiting = Wait(0, 2 * kBlock);
+    Say(FetchDrop{0, 2, 1});
     SayHave({0});
-    EXPECT_EQ(*waiting, "");
-    EXPECT_THAT(Sent(), ElementsAre("dropped 0+2", "want 1+1")) << "to be let go of no more";
+    EXPECT_THAT(Sent(), IsEmpty()) << "block 1 would be let go of";
+    EXPECT_EQ(Read(0, 1), "a");
+  };
+  EXPECT_EQ(Read(kBlock, 1), "b");
+  EXPECT_THAT(Sent(), ElementsAre("dropped 0+2 (1)"));
+}
+
+TEST_F(RemoteBlobTest, WhatIsThereAgainDelaysNoAnswer) {
+  SayHave({0, 1});
+  std::shared_ptr<std::string> waiting;
+  file_->before_read = [&] {
+    file_->before_read = nullptr;
+    Say(FetchDrop{0, 2, 1});
+    waiting = Wait(0, 2 * kBlock);
+    EXPECT_THAT(Sent(), IsEmpty());
+    SayHave({0});
+    EXPECT_THAT(Sent(), ElementsAre("dropped 0+2 (1)", "want 1+1"));
   };
   EXPECT_EQ(Read(0, 1), "a");
+  EXPECT_EQ(*waiting, "");
   EXPECT_THAT(Sent(), IsEmpty());
-  EXPECT_EQ(Read(0, 1), "a");
 }
 
 TEST_F(RemoteBlobTest, ALocalFileHasEverything) {
@@ -243,8 +258,8 @@ TEST_F(RemoteBlobTest, ALocalFileHasEverything) {
   blob_->Suspect(0, 1);
   blob_->SendAgain();
   EXPECT_THAT(Sent(), IsEmpty());
-  Say(FetchDrop{0, 10});
-  EXPECT_THAT(Sent(), ElementsAre("dropped 0+10"));
+  Say(FetchDrop{0, 10, 1});
+  EXPECT_THAT(Sent(), ElementsAre("dropped 0+10 (1)"));
   EXPECT_TRUE(reader_->IsThere(0, kCovered));
   const std::string other = "other";
   EXPECT_TRUE(
@@ -256,12 +271,12 @@ TEST_F(RemoteBlobTest, AReadOfTheEarlierFileCountsAfterTheSwitch) {
   file_->before_read = [&] {
     file_->before_read = nullptr;
     ASSERT_TRUE(blob_->UseLocal(std::make_shared<TestFile>('A')).ok());
-    Say(FetchDrop{0, 1});
+    Say(FetchDrop{0, 1, 1});
     EXPECT_THAT(Sent(), IsEmpty());
     EXPECT_EQ(Read(0, 1), "A");
   };
   EXPECT_EQ(Read(0, 1), "a");
-  EXPECT_THAT(Sent(), ElementsAre("dropped 0+1"));
+  EXPECT_THAT(Sent(), ElementsAre("dropped 0+1 (1)"));
 }
 
 TEST_F(RemoteBlobTest, OfAnotherFileNothingIsKnown) {
@@ -273,7 +288,7 @@ TEST_F(RemoteBlobTest, OfAnotherFileNothingIsKnown) {
   EXPECT_TRUE(blob_->UseFile({std::make_shared<TestFile>('A'), {1, 2}}).value());
   EXPECT_FALSE(reader_->IsThere(0, 1));
   EXPECT_THAT(Sent(), ElementsAre("want 2+1"));
-  SayHave({2});
+  SayHave({2}, 0, {1, 2});
   EXPECT_EQ(*waiting, "there");
   EXPECT_EQ(Read(2 * kBlock, 1), "C");
   EXPECT_TRUE(blob_->CheckBlocks(HeaderOf(kCovered, kBlock)).ok());
@@ -288,38 +303,31 @@ TEST_F(RemoteBlobTest, AFileThatWasRemovedCountsForWhoHadItOpen) {
   const UniqueFd fd(mkstemp(name.data()));
   ASSERT_TRUE(blob_->UseFile({file_, {1, 2}, fd.get()}).value());
   unlink(name.c_str());
-  SayHave({0});
+  SayHave({0}, 0, {1, 2});
   EXPECT_EQ(Read(0, 1), "a") << "kapsule-fetch goes on with it";
-  // What a successor, or a slow opening, brings along may be of an earlier kapsule-fetch.
+  // What a slow opening brings along may be of an earlier kapsule-fetch.
   EXPECT_FALSE(blob_->UseFile({file_, {1, 3}, fd.get()}).value());
-  const auto made = *RemoteBlob::Make(digest_, {file_, {1, 2}, fd.get()},
-                                      HeaderOf(kCovered, kBlock), [](const FetchPacket&) {});
-  const auto reader = RemoteBlob::ReaderOf(made);
-  FetchHave have{0, {}};
-  have.blocks.set(0);
-  made->Handle({digest_, have});
-  EXPECT_FALSE(reader->IsThere(0, 1));
-  EXPECT_TRUE(made->UseFile({file_, {1, 4}}).value());
-  made->Handle({digest_, have});
-  EXPECT_TRUE(reader->IsThere(0, 1));
 }
 
-TEST_F(RemoteBlobTest, WhatAnotherFetcherSaysCountsWhenItsFileIsKnown) {
+TEST_F(RemoteBlobTest, WhatAFetcherSaysOfAnotherFileCountsWhenThatIsKnown) {
   SayHave({0, 3});
   blob_->Suspect(3 * kBlock, 1);
   const auto waiting = Wait(0, 2 * kBlock), checked = Wait(3 * kBlock, 1);
-  blob_->AwaitFile();
   Sent();
-  SayHave({1});
-  Say(FetchChecked{3});
-  EXPECT_EQ(*waiting + *checked, "") << "it may be another file's";
+  for (const control::FetchFile& other : {control::FetchFile{1, 2}, control::FetchFile{2, 1}}) {
+    SayHave({1, 2}, 0, other);
+    Say(FetchChecked{3, other});
+  }
+  EXPECT_EQ(*waiting + *checked, "");
+  EXPECT_FALSE(reader_->IsThere(2 * kBlock, 1));
   EXPECT_EQ(Read(0, 1), "a") << "the file from before has it";
-  EXPECT_FALSE(blob_->UseFile({file_, {1, 1}}).value());
-  EXPECT_THAT(Sent(), ElementsAre("suspect 3", "want 1+1"));
-  SayHave({1});
-  Say(FetchChecked{3});
+  EXPECT_TRUE(blob_->UseFile({file_, {1, 2}}).value());
+  EXPECT_THAT(Sent(), ElementsAre("want 0+2", "want 3+1"));
+  SayHave({0, 1, 3}, 0, {1, 2});
   EXPECT_EQ(*waiting, "there");
   EXPECT_EQ(*checked, "there");
+  SayHave({2});
+  EXPECT_FALSE(reader_->IsThere(2 * kBlock, 1)) << "of the earlier file";
 }
 
 TEST_F(RemoteBlobTest, ASuspectedBlockOfABlobThatIsNotOpenYetIsAskedForAgain) {
@@ -331,33 +339,21 @@ TEST_F(RemoteBlobTest, ASuspectedBlockOfABlobThatIsNotOpenYetIsAskedForAgain) {
   EXPECT_EQ(*waiting, "");
   blob_->SendAgain();
   EXPECT_THAT(Sent(), ElementsAre("suspect 1"));
-  Say(FetchChecked{1});
+  Say(FetchChecked{1, {1, 1}});
   EXPECT_EQ(*waiting, "there");
 }
 
 TEST_F(RemoteBlobTest, AReadWaitsForAFileThatDoesNotComeNoLongerThanThePatience) {
   blob_ = *RemoteBlob::Make(
       digest_, {file_, {1, 1}}, HeaderOf(kCovered, kBlock), [](const FetchPacket&) {},
-      absl::Milliseconds(20));
+      absl::Seconds(1));
   reader_ = RemoteBlob::ReaderOf(blob_);
   const auto waiting = Wait(0, 1);
-  blob_->AwaitFile();
-  absl::SleepFor(absl::Milliseconds(30));
+  absl::SleepFor(absl::Milliseconds(1100));
   const auto later = Wait(kBlock, 1);
-  SayHave({0, 1});
-  EXPECT_THAT(*waiting, HasSubstr("in which file"));
+  SayHave({0, 1}, 0, {1, 2});
+  EXPECT_THAT(*waiting, HasSubstr("not handed over yet"));
   EXPECT_EQ(*later, "");
-}
-
-TEST_F(RemoteBlobTest, ADropOfAnEarlierFetcherIsNotAnsweredToTheNext) {
-  SayHave({0});
-  file_->before_read = [&] {
-    file_->before_read = nullptr;
-    Say(FetchDrop{0, 1});
-    blob_->AwaitFile();
-  };
-  EXPECT_EQ(Read(0, 1), "a");
-  EXPECT_THAT(Sent(), IsEmpty());
 }
 
 TEST_F(RemoteBlobTest, ALayerOfTooManyBlocksIsRefused) {
@@ -389,8 +385,8 @@ TEST(RemoteBlobThreadsTest, ReadersNeverSeeABlockThatWasDropped) {
   const auto reader = RemoteBlob::ReaderOf(blob);
   std::atomic<bool> stop = false;
   std::thread fetcher([&] {
-    std::array<bool, 10> dropping{};
-    for (uint64_t round = 0; !stop; ++round) {
+    std::array<uint64_t, 10> dropping{};  // the question with which it began, or 0
+    for (uint64_t round = 1; !stop; ++round) {
       std::vector<FetchPacket> got;
       {
         absl::MutexLock lock(&mu);
@@ -400,17 +396,23 @@ TEST(RemoteBlobThreadsTest, ReadersNeverSeeABlockThatWasDropped) {
         if (const auto* want = std::get_if<FetchWant>(&packet.body)) {
           FetchHave have{want->first, {}};
           for (uint64_t i = 0; i < want->count; ++i) {
-            dropping[want->first + i] = false;
+            dropping[want->first + i] = 0;
             file->there[want->first + i] = true;
             have.blocks.set(i);
           }
           blob->Handle({digest, have});
         } else if (const auto* dropped = std::get_if<FetchDropped>(&packet.body)) {
-          if (std::exchange(dropping[dropped->first], false)) file->there[dropped->first] = false;
+          for (uint64_t i = dropped->first; i < dropped->first + dropped->count; ++i) {
+            if (dropping[i] == 0 || dropping[i] > dropped->question) continue;
+            dropping[i] = 0;
+            file->there[i] = false;
+          }
         }
       }
-      dropping[round % 10] = true;
-      blob->Handle({digest, FetchDrop{round % 10, 1}});
+      const uint64_t first = round % 10, count = std::min<uint64_t>(1 + round % 3, 10 - first);
+      for (uint64_t i = first; i < first + count; ++i)
+        if (dropping[i] == 0) dropping[i] = round;
+      blob->Handle({digest, FetchDrop{first, static_cast<uint32_t>(count), round}});
       std::this_thread::yield();
     }
     blob->UseLocal(file).IgnoreError();  // lets go of those who wait

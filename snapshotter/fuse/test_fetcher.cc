@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,7 +12,7 @@
 namespace kapsule::fuse::testing {
 namespace {
 
-constexpr absl::Duration kPatience = absl::Seconds(10);
+constexpr absl::Duration kPatience = absl::Seconds(30);
 
 std::string PathOf(const std::filesystem::path& folder, bool encrypted) {
   return folder / (encrypted ? "cache-encrypted" : "cache-plain");
@@ -108,9 +109,10 @@ void TestFetcher::Answer(const control::FetchPacket& packet) {
     ++layer.suspected;
     if (!layer.manner.lies) Fill(layer, suspect->block);
     layer.dropping.erase(suspect->block);
-    Say(layer, control::FetchChecked{suspect->block});
+    Say(layer, control::FetchChecked{suspect->block, FileOf(layer)});
   } else {
     const auto& dropped = std::get<control::FetchDropped>(packet.body);
+    if (dropped.question != layer.question) return;  // there has been another since
     for (uint64_t block = dropped.first; block < dropped.first + dropped.count; ++block)
       if (layer.dropping.erase(block) != 0) Punch(layer, block);
   }
@@ -126,10 +128,16 @@ void TestFetcher::Serve(Layer& layer) {
     }
     if (layer.there.count(block) == 0) Fill(layer, block);
     layer.dropping.erase(block);
-    control::FetchHave have{block, {}};
+    control::FetchHave have{block, {}, FileOf(layer)};
     have.blocks.set(0);
     Say(layer, have);
   }
+}
+
+control::FetchFile TestFetcher::FileOf(const Layer& layer) {
+  struct stat st = {};
+  EXPECT_EQ(fstat(layer.file.get(), &st), 0);
+  return {st.st_dev, st.st_ino};
 }
 
 void TestFetcher::Fill(Layer& layer, uint64_t block) {
@@ -178,7 +186,7 @@ void TestFetcher::Drop(bool encrypted) {
   absl::MutexLock lock(&mu_);
   Layer& layer = layers_[encrypted];
   layer.dropping = layer.there;
-  Say(layer, control::FetchDrop{0, static_cast<uint32_t>(layer.blocks)});
+  Say(layer, control::FetchDrop{0, static_cast<uint32_t>(layer.blocks), ++layer.question});
 }
 
 template <typename Condition>

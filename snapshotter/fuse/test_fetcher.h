@@ -59,11 +59,13 @@ class TestFetcher {
     Manner manner;
     std::set<uint64_t> there, wanted;
     std::set<uint64_t> dropping;  // nothing else was said of them since
+    uint64_t question = 0;        // the last about them
     size_t suspected = 0;
   };
   void Receive(int socket);
   void Answer(const control::FetchPacket& packet) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void MakeFile(bool encrypted) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static control::FetchFile FileOf(const Layer& layer);
   void Serve(Layer& layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Fill(Layer& layer, uint64_t block) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Punch(Layer& layer, uint64_t block) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
