@@ -21,7 +21,9 @@ std::string_view ProgramName() { return FetchProtocol::kPeer; }
 
 }  // namespace
 
-BlobFetcher::BlobFetcher(Options options) : options_(std::move(options)), blobs_(options_.blobs) {
+BlobFetcher::BlobFetcher(Options options)
+    : options_(std::move(options)),
+      blobs_(options_.blobs, [this](const oci::Digest& digest) { CloseUnlessAskedFor(digest); }) {
   watcher_ = std::thread([this] { Watch(); });
 }
 
@@ -165,6 +167,12 @@ void BlobFetcher::HandOverAgain() {
   hand_over_ = changed_ = true;
 }
 
+void BlobFetcher::GiveFilesAgain() {
+  blobs_.DoubtAll();
+  const absl::MutexLock lock(&mu_);
+  changed_ = true;
+}
+
 BlobFetcher::Channel BlobFetcher::AwaitChannel(const FetchChannel* not_this, absl::Time deadline) {
   const absl::MutexLock lock(&mu_);
   const auto there = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
@@ -175,33 +183,60 @@ BlobFetcher::Channel BlobFetcher::AwaitChannel(const FetchChannel* not_this, abs
 }
 
 absl::StatusOr<UniqueFd> BlobFetcher::Open(const RemoteBlob& opened, absl::Time deadline) {
+  ASSIGN_OR_RETURN(const uint64_t opening, BeginOpen(opened.digest, deadline));
   const RemoteBlob blob = blobs_.WithKnownImages(opened);
-  {
-    const absl::MutexLock lock(&mu_);
-    asked_for_.insert(blob.digest);
-  }
-  Channel asked;
+  Channel from;
+  absl::StatusOr<UniqueFd> file = AskForFile(blob, deadline, &from);
+  return EndOpen(blob, opening, std::move(file), from);
+}
+
+// The end of an earlier opening is told first, so that it is not taken for this one's.
+absl::StatusOr<uint64_t> BlobFetcher::BeginOpen(const oci::Digest& digest, absl::Time deadline) {
+  const absl::MutexLock lock(&mu_);
+  const auto told = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return !closing_.contains(digest); };
+  if (!mu_.AwaitWithDeadline(absl::Condition(&told), deadline))
+    return Unavailable("{} does not answer", ProgramName());
+  return asked_for_.emplace(digest, ++last_opening_).first->second;
+}
+
+absl::StatusOr<UniqueFd> BlobFetcher::AskForFile(const RemoteBlob& blob, absl::Time deadline,
+                                                 Channel* from) {
   for (;;) {
-    const Channel channel = AwaitChannel(asked.get(), deadline);
+    const Channel channel = AwaitChannel(from->get(), deadline);
     if (channel == nullptr) return Unavailable("{} is not running", ProgramName());
+    *from = channel;
     absl::StatusOr<control::ReceivedFetchReply> reply =
         channel->Call(BlobOpenRequest(blob, options_.blobs.credentials, deadline), {}, deadline);
-    if (!reply.ok() && channel->ended() && absl::Now() < deadline) {
-      asked = channel;  // it died: the next one is asked
-      continue;
-    }
+    // Where it died the next one is asked.
+    if (!reply.ok() && channel->ended() && absl::Now() < deadline) continue;
     if (absl::IsDeadlineExceeded(reply.status())) return Unavailable("{}", Message(reply.status()));
     RETURN_IF_ERROR(reply.status());
     if (reply->fds.size() != 1) return Internal("{} gave no file", ProgramName());
-    blobs_.Add(blob);
-    const absl::MutexLock lock(&mu_);
-    // It may have come from a process that has died since.
-    if (channel_ != channel) {
-      blobs_.Doubt(blob.digest);
-      changed_ = true;
-    }
     return std::move(reply->fds.front());
   }
+}
+
+// A blob that was closed meanwhile may have been opened there after that, and nobody
+// closes it any more.
+absl::StatusOr<UniqueFd> BlobFetcher::EndOpen(const RemoteBlob& blob, uint64_t opening,
+                                              absl::StatusOr<UniqueFd> file, const Channel& from) {
+  {
+    const absl::MutexLock lock(&mu_);
+    const auto asked = asked_for_.find(blob.digest);
+    if (asked != asked_for_.end() && asked->second == opening) {
+      if (!file.ok()) return file;
+      blobs_.Add(blob);
+      // It may have come from a process that has died since.
+      if (channel_ != from) {
+        blobs_.Doubt(blob.digest);
+        changed_ = true;
+      }
+      return file;
+    }
+  }
+  CloseUnlessAskedFor(blob.digest);
+  RETURN_IF_ERROR(file.status());
+  return Unavailable("blob {} was closed while it was being opened", blob.digest.text());
 }
 
 // A process that is not there, or dies now, has no blob open.
@@ -213,15 +248,33 @@ void BlobFetcher::Tell(v1::FetchRequest request) {
 }
 
 void BlobFetcher::Close(const oci::Digest& digest) {
-  blobs_.Remove(digest);
   {
     const absl::MutexLock lock(&mu_);
+    blobs_.Remove(digest);
     if (asked_for_.erase(digest) == 0) return;
+    closing_.insert(digest);
   }
   // Also where its opening was given up here, but may have been done there.
+  TellClosed(digest);
+}
+
+// Who opened it was late, and a later opening may need it open.
+void BlobFetcher::CloseUnlessAskedFor(const oci::Digest& digest) {
+  {
+    const absl::MutexLock lock(&mu_);
+    if (asked_for_.contains(digest)) return;
+    closing_.insert(digest);
+  }
+  TellClosed(digest);
+}
+
+// Of what is in closing_.
+void BlobFetcher::TellClosed(const oci::Digest& digest) {
   v1::FetchRequest request;
   request.mutable_close()->set_digest(digest.hex());
   Tell(std::move(request));
+  const absl::MutexLock lock(&mu_);
+  closing_.erase(closing_.find(digest));
 }
 
 void BlobFetcher::Forget(const oci::Digest& digest) {

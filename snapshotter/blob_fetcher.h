@@ -9,6 +9,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -48,7 +49,7 @@ class BlobFetcher {
 
   // The blob's file in the cache, read-only, with what a mount needs first. From
   // then on each new process gets the blob too, until Close().
-  //   Unavailable  no kapsule-fetch, or no registry
+  //   Unavailable  no kapsule-fetch, or no registry; or Close() came meanwhile
   //   others       as kapsule-fetch says: PermissionDenied, NotFound, DataLoss, …
   absl::StatusOr<UniqueFd> Open(const RemoteBlob& opened, absl::Time deadline)
       ABSL_LOCKS_EXCLUDED(mu_);
@@ -60,6 +61,9 @@ class BlobFetcher {
 
   // There is a new FUSE connection: kapsule-fuse needs a data socket again.
   void HandOverAgain() ABSL_LOCKS_EXCLUDED(mu_);
+  // Another kapsule-fuse has taken the connection over: what is open is opened again, so
+  // that it has the file of every blob, whatever its predecessor was told last.
+  void GiveFilesAgain() ABSL_LOCKS_EXCLUDED(mu_);
 
   absl::StatusOr<v1::FetchStats> Stats(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
   // Of the process; -1 while there is none.
@@ -74,6 +78,16 @@ class BlobFetcher {
   void DropProcess() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status HandOver(FetchChannel& channel);
   bool IsCalm() ABSL_LOCKS_EXCLUDED(mu_);
+  // The number that asked_for_ has it under.
+  absl::StatusOr<uint64_t> BeginOpen(const oci::Digest& digest, absl::Time deadline)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<UniqueFd> AskForFile(const RemoteBlob& blob, absl::Time deadline, Channel* from)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<UniqueFd> EndOpen(const RemoteBlob& blob, uint64_t opening,
+                                   absl::StatusOr<UniqueFd> file, const Channel& from)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void CloseUnlessAskedFor(const oci::Digest& digest) ABSL_LOCKS_EXCLUDED(mu_);
+  void TellClosed(const oci::Digest& digest) ABSL_LOCKS_EXCLUDED(mu_);
   void Tell(v1::FetchRequest request) ABSL_LOCKS_EXCLUDED(mu_);
   Channel AwaitChannel(const FetchChannel* not_this, absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
   bool Pause(absl::Duration duration) ABSL_LOCKS_EXCLUDED(mu_);  // false: stopping
@@ -84,10 +98,12 @@ class BlobFetcher {
 
   absl::Mutex mu_;  // never held across I/O
   Channel channel_ ABSL_GUARDED_BY(mu_);
-  pid_t pid_ ABSL_GUARDED_BY(mu_) = -1;                   // of the process behind it
-  std::set<oci::Digest> asked_for_ ABSL_GUARDED_BY(mu_);  // and not closed since
-  bool hand_over_ ABSL_GUARDED_BY(mu_) = false;           // is due
-  bool ended_ ABSL_GUARDED_BY(mu_) = true;                // the process
+  pid_t pid_ ABSL_GUARDED_BY(mu_) = -1;  // of the process behind it
+  // What was asked for and not closed since, each by the number of its first opening.
+  std::map<oci::Digest, uint64_t> asked_for_ ABSL_GUARDED_BY(mu_);
+  std::multiset<oci::Digest> closing_ ABSL_GUARDED_BY(mu_);  // whose Close is being told
+  uint64_t last_opening_ ABSL_GUARDED_BY(mu_) = 0;
+  bool hand_over_ ABSL_GUARDED_BY(mu_) = false;  // is due
   bool stopping_ ABSL_GUARDED_BY(mu_) = false, leaving_ ABSL_GUARDED_BY(mu_) = false;
   bool changed_ ABSL_GUARDED_BY(mu_) = false;  // wakes the watching thread
 

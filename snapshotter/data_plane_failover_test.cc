@@ -55,7 +55,6 @@ class FailoverTest : public testing::DataPlaneTest {
     DataPlane::Options options = Options();
     options.give_up_after = absl::Seconds(2);
     options.program = program_;
-    options.prepare_timeout = absl::Seconds(5);
     options.on_death = [this] { ++deaths_; };
     options.on_restart = [this] { ++restarts_; };
     return options;
@@ -106,7 +105,7 @@ TEST_F(FailoverTest, AKilledProcessIsSucceededAndReadersOnlyWait) {
   EXPECT_EQ(status.views, 1u);
   EXPECT_TRUE(status.failover);
   EXPECT_GT(status.last_stall, absl::ZeroDuration());
-  EXPECT_LT(status.last_stall, absl::Seconds(2));
+  EXPECT_LT(status.last_stall, absl::Seconds(10));
 }
 
 TEST_F(FailoverTest, AnOpenLayerCanBeClosedAfterASuccession) {
@@ -262,10 +261,10 @@ TEST_F(FailoverTest, AnUpgradeThatDoesNotGetTheKeysKeepsTheOldOne) {
 
 TEST_F(FailoverTest, AProcessThatDiesDuringItsUpgradeIsSucceeded) {
   ASSERT_NO_FATAL_FAILURE(Read());
-  keys_->SetDelay(absl::Seconds(1));
+  keys_->SetDelay(absl::Seconds(2));
+  const int before = keys_->requests();
   absl::Status status;
   std::thread upgrade([&] { status = plane_->Upgrade(); });
-  const int before = keys_->requests();
   ASSERT_TRUE(Eventually([&] { return keys_->requests() > before; }));
   ASSERT_NO_FATAL_FAILURE(SendSignal(plane_->pid(), SIGKILL));
   ASSERT_TRUE(Eventually([&] { return takeovers() == 1; }));
@@ -273,7 +272,7 @@ TEST_F(FailoverTest, AProcessThatDiesDuringItsUpgradeIsSucceeded) {
   EXPECT_EQ(status, absl::OkStatus());  // the successor is of the new program
   EXPECT_EQ(takeovers(), 1);
   ExpectReading();
-  EXPECT_EQ(ChildrenNamed("kapsule-fuse").size(), 1u);
+  EXPECT_TRUE(Eventually([] { return ChildrenNamed("kapsule-fuse").size() == 1u; }));
 }
 
 TEST_F(FailoverTest, AnOutdatedProcessIsUpgradedByTheNextSnapshotter) {
@@ -282,7 +281,7 @@ TEST_F(FailoverTest, AnOutdatedProcessIsUpgradedByTheNextSnapshotter) {
   LeavePlane();
   Install(FuseProgram());
   StartPlane(WatchedOptions());
-  EXPECT_TRUE(Eventually([&] { return plane_->serving() && plane_->pid() != pid; }));
+  EXPECT_TRUE(Eventually([&] { return plane_->pid() != pid && plane_->serving(); }));
   ExpectReading();
 
   pid = plane_->pid();
@@ -290,7 +289,7 @@ TEST_F(FailoverTest, AnOutdatedProcessIsUpgradedByTheNextSnapshotter) {
   DataPlane::Options options = WatchedOptions();
   options.log_level = "warning";
   StartPlane(std::move(options));
-  EXPECT_TRUE(Eventually([&] { return plane_->serving() && plane_->pid() != pid; }));
+  EXPECT_TRUE(Eventually([&] { return plane_->pid() != pid && plane_->serving(); }));
   ExpectReading();
 }
 

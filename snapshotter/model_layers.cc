@@ -114,7 +114,7 @@ class ModelLayers::Impl {
                           .settle_after = absl::Milliseconds(config.open_timeout_ms) + kSettleTime,
                           .on_death = [manager] { manager->OnDeath(); },
                           .on_restart = [this] { OnRestart(); },
-                          .on_takeover = [manager] { manager->OnTakeover(); },
+                          .on_takeover = [this] { OnTakeover(); },
                           .on_settled =
                               [manager](const std::vector<std::string>& views) {
                                 manager->CloseUnneeded(views);
@@ -143,7 +143,12 @@ class ModelLayers::Impl {
   ~Impl() {
     if (data_plane_ != nullptr && !left_) data_plane_->Stop();
     if (manager_ != nullptr) manager_->Stop();
-    fetcher_.reset();
+    std::unique_ptr<BlobFetcher> fetcher;  // waited for without the lock
+    {
+      const absl::MutexLock lock(&mu_);
+      fetcher.swap(fetcher_);
+    }
+    fetcher.reset();
     data_plane_.reset();
   }
 
@@ -197,11 +202,16 @@ class ModelLayers::Impl {
     const absl::MutexLock lock(&mu_);
     if (fetcher_ != nullptr) fetcher_->HandOverAgain();
   }
+  void OnTakeover() {
+    manager_->OnTakeover();
+    const absl::MutexLock lock(&mu_);
+    if (fetcher_ != nullptr) fetcher_->GiveFilesAgain();
+  }
 
   bool left_ = false;
   std::unique_ptr<LayerManager> manager_;
   std::unique_ptr<DataPlane> data_plane_;
-  absl::Mutex mu_;  // of fetcher_'s making
+  absl::Mutex mu_;  // of fetcher_'s making and end
   std::unique_ptr<BlobFetcher> fetcher_;
 };
 

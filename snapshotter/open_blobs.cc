@@ -10,11 +10,6 @@
 #include "core/base/log.h"
 
 namespace kapsule::snapshotter {
-namespace {
-
-constexpr absl::Duration kCloseTime = absl::Seconds(5);
-
-}  // namespace
 
 // An image that is opened later may know less of where the blob is.
 RemoteBlob OpenBlobs::WithKnownImages(RemoteBlob blob) const {
@@ -98,11 +93,7 @@ void OpenBlobs::ReopenOne(FetchChannel& channel, const RemoteBlob& blob, bool tr
   // Whoever opens a layer brings its file along.
   if (!status.ok() && tried && !absl::IsNotFound(status))
     log::warn("open blob {} again: {}", blob.digest.text(), Describe(status));
-  if (NoteTried(blob.digest, status.ok())) return;
-  v1::FetchRequest close;  // it was closed meanwhile
-  close.mutable_close()->set_digest(blob.digest.hex());
-  const absl::Status closed = channel.Call(close, {}, absl::Now() + kCloseTime).status();
-  if (!closed.ok() && !channel.ended()) log::warn("{}", Describe(closed));
+  if (!NoteTried(blob.digest, status.ok())) close_(blob.digest);
 }
 
 absl::Status OpenBlobs::OpenAndTell(FetchChannel& channel, const RemoteBlob& blob,

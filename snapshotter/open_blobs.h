@@ -32,7 +32,10 @@ class OpenBlobs {
     //   NotFound  no layer of it is open there, yet
     std::function<absl::Status(const oci::Digest&, const UniqueFd&)> use_file;
   };
-  explicit OpenBlobs(Calls calls) : calls_(std::move(calls)) {}
+  // `close` has kapsule-fetch close a blob that was closed here while it was opened again,
+  // unless it is being opened anew.
+  OpenBlobs(Calls calls, std::function<void(const oci::Digest&)> close)
+      : calls_(std::move(calls)), close_(std::move(close)) {}
 
   // `blob`, with the images of an earlier opening that is not closed.
   RemoteBlob WithKnownImages(RemoteBlob blob) const ABSL_LOCKS_EXCLUDED(mu_);
@@ -60,6 +63,7 @@ class OpenBlobs {
   bool NoteTried(const oci::Digest& digest, bool ok) ABSL_LOCKS_EXCLUDED(mu_);
 
   const Calls calls_;
+  const std::function<void(const oci::Digest&)> close_;
   mutable absl::Mutex mu_;  // never held across I/O
   std::map<oci::Digest, RemoteBlob> blobs_ ABSL_GUARDED_BY(mu_);
   std::map<oci::Digest, bool> doubted_ ABSL_GUARDED_BY(mu_);  // of these; true: tried

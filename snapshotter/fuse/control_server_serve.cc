@@ -22,7 +22,9 @@ absl::StatusOr<UniqueFd> GetOne(const control::Holder& holder, std::string_view 
 
 // A Prepare under way: answered once.
 struct Preparation {
-  ViewRestorer::Prepared loaded;
+  // Not kept: where Serve comes first, some are made anew.
+  std::vector<std::weak_ptr<const ServedView>> views;
+  uint32_t not_loaded = 0;
   std::atomic<size_t> undecided;
   std::atomic<bool> answered = false;
 };
@@ -36,23 +38,25 @@ void ControlServer::Prepare(uint64_t id, uint32_t timeout_ms) {
   absl::StatusOr<ViewRestorer::Prepared> loaded = restorer_.Prepare();
   if (!loaded.ok()) return Answer(control::MakeReply(id, loaded.status()));
   auto preparation = std::make_shared<Preparation>();
-  preparation->loaded = *std::move(loaded);
-  const std::vector<ViewPtr>& views = preparation->loaded.views;
-  preparation->undecided = views.size() + 1;
+  preparation->views.assign(loaded->views.begin(), loaded->views.end());
+  preparation->not_loaded = loaded->not_loaded;
+  preparation->undecided = loaded->views.size() + 1;
   const auto answer = [this, id, preparation] {
     if (preparation->answered.exchange(true)) return;
     v1::DataPlaneReply reply = control::MakeReply(id, absl::OkStatus());
-    const auto& [views, not_loaded] = preparation->loaded;
-    uint32_t without_key = not_loaded;
-    for (const ViewPtr& view : views) without_key += view->layer() == nullptr;
-    reply.set_views(static_cast<uint32_t>(views.size()) + not_loaded);
+    uint32_t without_key = preparation->not_loaded;
+    for (const auto& weak : preparation->views) {
+      const ViewPtr view = weak.lock();
+      without_key += view == nullptr || view->layer() == nullptr;
+    }
+    reply.set_views(static_cast<uint32_t>(preparation->views.size()) + preparation->not_loaded);
     reply.set_views_without_key(without_key);
     Answer(reply);
   };
   const auto decided = [answer, preparation] {
     if (--preparation->undecided == 0) answer();
   };
-  for (const ViewPtr& view : views) view->WhenDecided(decided);
+  for (const ViewPtr& view : loaded->views) view->WhenDecided(decided);
   chores_.AddAt(absl::Now() + absl::Milliseconds(timeout_ms), answer);
   decided();
 }

@@ -25,11 +25,10 @@ bool MayStillCome(const absl::Status& status) {
 
 }  // namespace
 
-void KeyFetcher::Fetch(const ViewPtr& view, UniqueFd blob, UniqueFd record) {
+void KeyFetcher::Fetch(const ViewPtr& view, std::shared_ptr<const HeldLayer> held) {
   auto errand = std::make_shared<Errand>();
   errand->view = view;
-  errand->blob = std::move(blob);
-  errand->record = std::move(record);
+  errand->held = std::move(held);
   {
     absl::MutexLock lock(&errand->mu);
     errand->last = DeadlineExceeded("the keyprovider has not answered");
@@ -55,12 +54,10 @@ void KeyFetcher::EndGrace(Errand& errand) {
 }
 
 void KeyFetcher::Try(TaskPool& pool, std::shared_ptr<Errand> errand) {
-  const ViewPtr view = errand->view.lock();
-  // Nobody has it any more, or it has got its layer from an opening.
-  if (view == nullptr || view->layer() != nullptr) return;
   absl::Status status;
   try {
-    status = opener_.Reopen(*view, errand->blob, errand->record, absl::Now() + kMaxAttempt);
+    status = opener_.Reopen(errand->view, errand->held->blob, errand->held->record,
+                            absl::Now() + kMaxAttempt);
   } catch (const std::bad_alloc&) {
     status = ResourceExhausted("no memory");
   }
@@ -73,7 +70,8 @@ void KeyFetcher::Try(TaskPool& pool, std::shared_ptr<Errand> errand) {
     absl::MutexLock lock(&errand->mu);
     errand->last = status;
   }
-  if (refused) view->FailLayer(status);
+  if (refused)
+    if (const ViewPtr view = errand->view.lock()) view->FailLayer(status);
   const absl::Time next = absl::Now() + errand->back_off;
   Add(pool, next, std::move(errand));
 }

@@ -12,6 +12,11 @@
 
 namespace kapsule::fuse {
 
+// What the holder has of a view beside its image.
+struct HeldLayer {
+  UniqueFd record, blob;
+};
+
 // Thread-safe.
 class KeyFetcher {
  public:
@@ -24,12 +29,12 @@ class KeyFetcher {
   // Gets the layer of `view` in the background, again and again as long as
   // somebody has the view. Where the keyprovider says no, reads fail at once, and
   // it is asked less often.
-  void Fetch(const ViewPtr& view, UniqueFd blob, UniqueFd record);
+  void Fetch(const ViewPtr& view, std::shared_ptr<const HeldLayer> held);
 
  private:
   struct Errand {
     std::weak_ptr<const ServedView> view;
-    UniqueFd blob, record;
+    std::shared_ptr<const HeldLayer> held;
     absl::Duration back_off;
     absl::Mutex mu;
     absl::Status last ABSL_GUARDED_BY(mu);  // how the last attempt ended

@@ -63,6 +63,12 @@ absl::Status WaitForBytes(const ReaderAt& blob, uint64_t offset, size_t size, ab
   return DeadlineExceeded("its table of contents did not come from the registry in time");
 }
 
+// Null where nobody has the view any more, or it has its layer.
+ViewPtr StillWithoutLayer(const std::weak_ptr<const ServedView>& weak) {
+  ViewPtr view = weak.lock();
+  return view != nullptr && view->layer() == nullptr ? view : nullptr;
+}
+
 std::optional<crypt::LayerKey> CloneOf(const std::optional<crypt::LayerKey>& key) {
   if (!key) return std::nullopt;
   return key->Clone();
@@ -192,21 +198,41 @@ absl::StatusOr<Bytes> LayerOpener::ReadToc(const oci::Digest& digest,
   }
 }
 
-absl::Status LayerOpener::Reopen(const ServedView& view, const UniqueFd& blob,
+// A view that another one replaces meanwhile must not bring its own, earlier file to the
+// blob that both have: so it is not kept while the keyprovider is asked, and files come
+// one after the other.
+absl::Status LayerOpener::Reopen(const std::weak_ptr<const ServedView>& weak, const UniqueFd& blob,
                                  const UniqueFd& record_fd, absl::Time deadline) const {
+  ViewPtr view = StillWithoutLayer(weak);
+  if (view == nullptr) return absl::OkStatus();
+  const std::string name = view->name();
+  const bool encrypted = view->encrypted();
+  view.reset();
   ASSIGN_OR_RETURN(const Record record, ReadRecord(record_fd));
-  ASSIGN_OR_RETURN(const Access access, Unwrap(record.annotations, view.encrypted(), deadline));
+  ASSIGN_OR_RETURN(const Access access, Unwrap(record.annotations, encrypted, deadline));
+  if (StillWithoutLayer(weak) == nullptr) return absl::OkStatus();
+  const HeldViews::Claim claim(held_, name);
+  const ViewPtr waiting = StillWithoutLayer(weak);  // let go of before the claim
+  if (waiting == nullptr) return absl::OkStatus();
   ASSIGN_OR_RETURN(std::unique_ptr<blob::LayerReader> reader,
-                   OpenReader(view.digest(), blob, std::nullopt, record.remote, access));
-  return view.SetLayer(std::move(reader));
+                   OpenReader(waiting->digest(), blob, std::nullopt, record.remote, access));
+  return waiting->SetLayer(std::move(reader));
 }
 
-absl::Status LayerOpener::UseFile(const oci::Digest& digest, const UniqueFd& fd) {
+absl::Status LayerOpener::TellBlob(const oci::Digest& digest, const UniqueFd& fd) const {
   ASSIGN_OR_RETURN(Blob file, AdoptBlob(fd));
-  if (const std::shared_ptr<RemoteBlob> blob = fetch_.Find(digest))
-    RETURN_IF_ERROR(blob->UseFile({std::move(file.bytes), file.id, file.fd}).status());
+  const std::shared_ptr<RemoteBlob> blob = fetch_.Find(digest);
+  if (blob == nullptr) return absl::OkStatus();
+  return blob->UseFile({std::move(file.bytes), file.id, file.fd}).status();
+}
+
+// An opening that waits for its first bytes has the blob already; one that had the claim
+// has made it meanwhile, of an earlier file.
+absl::Status LayerOpener::UseFile(const oci::Digest& digest, const UniqueFd& fd) {
+  RETURN_IF_ERROR(TellBlob(digest, fd));
   if (views_.Known(digest.hex()) == nullptr) return NotOpen(digest);
   const HeldViews::Claim claim(held_, digest.hex());
+  RETURN_IF_ERROR(TellBlob(digest, fd));
   const ViewPtr view = views_.Known(digest.hex());
   if (view == nullptr) return NotOpen(digest);
   // Without holder there is no successor.

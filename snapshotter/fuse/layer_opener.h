@@ -57,9 +57,11 @@ class LayerOpener {
   absl::Status Authorise(const oci::Digest& digest, UniqueFd annotations, absl::Time deadline);
 
   // Gives `view`, which a predecessor made, its layer again: the blob and record
-  // that the holder has. Errors as those of Open(). Waits for no registry.
-  absl::Status Reopen(const ServedView& view, const UniqueFd& blob, const UniqueFd& record,
-                      absl::Time deadline) const;
+  // that the holder has. Nothing where nobody has the view any more, also while the
+  // keyprovider is asked, or an opening was faster. Errors as those of Open(). Waits
+  // for no registry.
+  absl::Status Reopen(const std::weak_ptr<const ServedView>& view, const UniqueFd& blob,
+                      const UniqueFd& record, absl::Time deadline) const;
 
   // `blob` is kapsule-fetch's file of an open remote layer now, also for successors;
   // nothing where it is not remote. One that is being opened waits for this, but is not
@@ -91,6 +93,7 @@ class LayerOpener {
                                                                 const Access& access) const;
   absl::StatusOr<Bytes> ReadToc(const oci::Digest& digest, const blob::LayerReader& reader,
                                 absl::Time deadline) const;
+  absl::Status TellBlob(const oci::Digest& digest, const UniqueFd& fd) const;
   absl::Status UseFileOf(const Layer& layer, const ServedView& view, const HeldViews::Claim& claim,
                          const Access& access) const;
   absl::Status GiveLayer(const ServedView& view, const HeldViews::Claim& claim, const Layer& layer,

@@ -44,6 +44,19 @@ class TakeOverTest : public ::testing::Test {
     return RequestMemory::Adopt(std::move(node_.HolderClient().Get("requests")->front()), 1)
         .value();
   }
+  // Until a read waits, as for its key; false after a while.
+  bool AwaitParkedRead() {
+    const auto memory = Memory();
+    for (int i = 0; i < 1500 && memory->ParkedReads().empty(); ++i)
+      absl::SleepFor(absl::Milliseconds(20));
+    return !memory->ParkedReads().empty();
+  }
+  // The log of a process that has taken over and read: it says so after its first reply.
+  static std::string LogOfSuccessor(const TestProcess& process) {
+    for (int i = 0; i < 3000 && process.Log().find("took over: ") == std::string::npos; ++i)
+      absl::SleepFor(absl::Milliseconds(10));
+    return process.Log();
+  }
 
   TestNode node_;
 };
@@ -64,7 +77,7 @@ TEST_F(TakeOverTest, ASuccessorServesWhatWasOpen) {
     process = StartAndServe();
     EXPECT_TRUE(ReadAll(plain, 64 << 10) == node_.Expected(false));
     EXPECT_TRUE(ReadAll(encrypted) == node_.Expected(true));
-    EXPECT_THAT(process->Log(), HasSubstr("took over: 2 views"));
+    EXPECT_THAT(LogOfSuccessor(*process), HasSubstr("took over: 2 views"));
   }
   // Opened again by name, and closed: dropped when nobody has it open.
   EXPECT_TRUE(node_.Open(*process, true).ok());
@@ -97,12 +110,13 @@ TEST_F(TakeOverTest, ReadersNoticeNothing) {
           }));
   }
   size_t again = 0;
-  for (int kills = 0; kills < 25; ++kills) {
+  // More often where the machine is so slow that they have hardly read.
+  for (int kills = 0; kills < 25 || (kills < 250 && (rounds <= 10 || again <= 5)); ++kills) {
     absl::SleepFor(absl::Milliseconds(20 + 13 * (kills % 7)));
     process->Kill();
     process = StartAndServe();
     absl::SleepFor(absl::Milliseconds(30));
-    const std::string log = process->Log();
+    const std::string log = LogOfSuccessor(*process);
     const size_t at = log.find("2 views, ");
     ASSERT_NE(at, log.npos) << log;
     again += std::stoul(log.substr(at + 9));
@@ -112,11 +126,16 @@ TEST_F(TakeOverTest, ReadersNoticeNothing) {
   EXPECT_GT(rounds, 10);
   EXPECT_GT(again, 5u) << "no request was ever in flight";
   // The counts are exact: nothing is open, so closing forgets at once.
-  absl::SleepFor(absl::Milliseconds(100));  // RELEASE is asynchronous
   const auto memory = Memory();
-  for (const SharedView& view : memory->views()) EXPECT_EQ(view.handles, 0u);
+  uint64_t handles = 1;
+  for (int i = 0; i < 1500 && handles > 0; ++i) {  // RELEASE is asynchronous
+    absl::SleepFor(absl::Milliseconds(20));
+    handles = 0;
+    for (const SharedView& view : memory->views()) handles += view.handles;
+  }
+  EXPECT_EQ(handles, 0u);
   for (const bool encrypted : {false, true}) EXPECT_TRUE(node_.Close(*process, encrypted).ok());
-  for (int i = 0; i < 100 && node_.HeldNames().size() > 2; ++i)
+  for (int i = 0; i < 1500 && node_.HeldNames().size() > 2; ++i)
     absl::SleepFor(absl::Milliseconds(20));
   EXPECT_THAT(node_.HeldNames(), ElementsAre("fuse", "requests"));
 }
@@ -149,6 +168,7 @@ TEST_F(TakeOverTest, ReadsWaitForAKeyProviderThatIsDown) {
     done = true;
   });
   EXPECT_TRUE(ReadAll(plain) == node_.Expected(false)) << "other views go on";
+  ASSERT_TRUE(AwaitParkedRead());
   absl::SleepFor(absl::Milliseconds(300));
   EXPECT_FALSE(done);
   // What waits is handed on.
@@ -159,7 +179,7 @@ TEST_F(TakeOverTest, ReadsWaitForAKeyProviderThatIsDown) {
   EXPECT_THAT(process->Log(), Not(HasSubstr("first reply after")));
   node_.StartKeys();
   reader.Join();
-  EXPECT_THAT(process->Log(), HasSubstr("2 views, 1 requests again"));
+  EXPECT_THAT(LogOfSuccessor(*process), HasSubstr("2 views, 1 requests again"));
 }
 
 TEST_F(TakeOverTest, ReadsFailWhenTheKeyDoesNotComeInTime) {
@@ -168,20 +188,20 @@ TEST_F(TakeOverTest, ReadsFailWhenTheKeyDoesNotComeInTime) {
   const UniqueFd view = OpenView(node_, true);
   node_.StopKeys();
   process->Kill();
-  process = StartAndServe({"--key-grace-ms", "300"});
   const absl::Time begin = absl::Now();
+  process = StartAndServe({"--key-grace-ms", "300"});
   const std::string head = ReadAll(view);
   EXPECT_LT(head.size(), node_.Expected(true).size());
   EXPECT_GE(absl::Now() - begin, absl::Milliseconds(200));
   ReadAll(view);
-  EXPECT_LT(absl::Now() - begin, absl::Seconds(5));
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(30));  // half of what it is without the flag
   const std::string log = process->Log();
   const size_t at = log.find("its key did not come back");
   ASSERT_NE(at, log.npos) << log;
   EXPECT_EQ(log.find("its key did not come back", at + 1), log.npos) << "said once";
   // It comes at last.
   node_.StartKeys();
-  for (int i = 0; i < 100 && ReadAll(view).size() < node_.Expected(true).size(); ++i)
+  for (int i = 0; i < 600 && ReadAll(view).size() < node_.Expected(true).size(); ++i)
     absl::SleepFor(absl::Milliseconds(50));
   EXPECT_TRUE(ReadAll(view) == node_.Expected(true));
 }
@@ -193,15 +213,18 @@ TEST_F(TakeOverTest, AfterANoReadsFailUntilTheKeyProviderIsAskedAgain) {
   process->Kill();
   node_.keys().Refuse(PermissionDenied("not for this node"));
   const int before = node_.keys().requests();
+  const absl::Time begin = absl::Now();
   process = StartAndServe();
   EXPECT_LT(ReadAll(view).size(), node_.Expected(true).size());
   absl::SleepFor(absl::Milliseconds(300));
-  EXPECT_EQ(node_.keys().requests(), before + 1);
+  const int asked = node_.keys().requests() - before;
+  EXPECT_GE(asked, 1);
+  EXPECT_LE(asked, 1 + (absl::Now() - begin) / absl::Seconds(2)) << "not before 2 s have passed";
   EXPECT_THAT(process->Log(), HasSubstr("not for this node"));
   EXPECT_EQ(node_.Open(*process, true).code(), absl::StatusCode::kPermissionDenied);
   node_.StopKeys();
   node_.StartKeys();
-  for (int i = 0; i < 100 && ReadAll(view).size() < node_.Expected(true).size(); ++i)
+  for (int i = 0; i < 600 && ReadAll(view).size() < node_.Expected(true).size(); ++i)
     absl::SleepFor(absl::Milliseconds(50));
   EXPECT_TRUE(ReadAll(view) == node_.Expected(true)) << "nobody had to open it";
 }
@@ -253,7 +276,7 @@ TEST_F(TakeOverTest, APreparedProcessServesWhatTheHolderHasThen) {
   // The first one goes on: a view goes, and comes back as another one.
   EXPECT_TRUE(ReadAll(plain) == node_.Expected(false));
   ASSERT_TRUE(node_.Close(*process, true).ok());
-  for (int i = 0; i < 100 && node_.HeldNames().size() > 3; ++i)
+  for (int i = 0; i < 1500 && node_.HeldNames().size() > 3; ++i)
     absl::SleepFor(absl::Milliseconds(20));
   ASSERT_TRUE(node_.Open(*process, true).ok());
   process->Kill();
@@ -271,7 +294,7 @@ TEST_F(TakeOverTest, PrepareSaysWhichKeysAreMissing) {
   node_.StopKeys();
   auto next = node_.Start();
   v1::DataPlaneRequest prepare;
-  prepare.mutable_prepare()->set_timeout_ms(300);
+  prepare.mutable_prepare()->set_timeout_ms(2000);
   const auto reply = next->Call(prepare);
   ASSERT_TRUE(reply.ok()) << reply.status();
   EXPECT_EQ(reply->views(), 2u);
@@ -331,6 +354,7 @@ TEST_F(TakeOverTest, APoisonousRequestFailsAfterAWhile) {
   process = StartAndServe();
   std::string got = "#";
   Reader reader(node_, [&] { got = ReadAll(view); });
+  ASSERT_TRUE(AwaitParkedRead());
   absl::SleepFor(absl::Milliseconds(200));
   process->Kill();
   const auto memory = Memory();

@@ -14,6 +14,13 @@ std::string HeldName(const std::string& name) {
   return std::string(control::kHeldViewPrefix) + name;
 }
 
+absl::StatusOr<bool> IsSameFile(int one, int other) {
+  struct stat ours, theirs;
+  if (fstat(one, &ours) != 0 || fstat(other, &theirs) != 0)
+    return ErrnoStatus(errno, "stat what the holder has of a view");
+  return ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
+}
+
 bool IsBadContent(const absl::Status& status) {
   return absl::IsInvalidArgument(status) || absl::IsUnimplemented(status);
 }
@@ -30,6 +37,18 @@ absl::StatusOr<std::vector<std::string>> ViewRestorer::HeldNames() const {
   return names;
 }
 
+// Images and records are sealed: what changes is put as another file.
+absl::StatusOr<bool> ViewRestorer::IsOf(const Loaded& loaded, const UniqueFd& image,
+                                        const HeldLayer& held) {
+  if (loaded.view == nullptr) return false;
+  ASSIGN_OR_RETURN(const bool same_image, IsSameFile(loaded.view->image().fd(), image.get()));
+  ASSIGN_OR_RETURN(const bool same_record,
+                   IsSameFile(loaded.held->record.get(), held.record.get()));
+  ASSIGN_OR_RETURN(const bool same_blob, IsSameFile(loaded.held->blob.get(), held.blob.get()));
+  return same_image && same_record && same_blob;
+}
+
+// A predecessor may have been told since Prepare() where else the layer is read from.
 absl::StatusOr<ViewPtr> ViewRestorer::Load(const std::string& name) {
   ASSIGN_OR_RETURN(const oci::Digest digest, oci::Digest::Parse("sha256:" + name));
   absl::StatusOr<std::vector<UniqueFd>> fds = holder_.Get(HeldName(name));
@@ -38,14 +57,16 @@ absl::StatusOr<ViewPtr> ViewRestorer::Load(const std::string& name) {
   if (!fds.ok()) return Unavailable("get it from the holder: {}", Describe(fds.status()));
   if (fds->size() != 3)
     return InvalidArgument("the holder has {} descriptors of it instead of 3", fds->size());
-  UniqueFd &image_fd = (*fds)[0], &record = (*fds)[1], &blob = (*fds)[2];
-  struct stat st;
-  if (fstat(image_fd.get(), &st) != 0) return ErrnoStatus(errno, "stat a view's image");
+  UniqueFd& image_fd = (*fds)[0];
+  auto held =
+      std::make_shared<const HeldLayer>(HeldLayer{std::move((*fds)[1]), std::move((*fds)[2])});
   Loaded& loaded = loaded_[name];
-  if (loaded.view != nullptr && loaded.image == st.st_ino) return loaded.view;
+  ASSIGN_OR_RETURN(const bool prepared, IsOf(loaded, image_fd, *held));
+  if (prepared) return loaded.view;
+  loaded = {};  // with its key, and its blob, before there is another of them
   ASSIGN_OR_RETURN(std::unique_ptr<view::Image> image, view::Image::Adopt(std::move(image_fd)));
-  loaded = {std::make_shared<const ServedView>(digest, std::move(image)), st.st_ino};
-  keys_.Fetch(loaded.view, std::move(blob), std::move(record));
+  loaded = {std::make_shared<const ServedView>(digest, std::move(image)), std::move(held)};
+  keys_.Fetch(loaded.view, loaded.held);
   return loaded.view;
 }
 

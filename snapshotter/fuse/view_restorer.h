@@ -26,7 +26,8 @@ class ViewRestorer {
   absl::StatusOr<Prepared> Prepare();
 
   // Gives `views` what it remembers: from the holder, or from Prepare() where
-  // the holder still has the same; forgets everything else, also in the holder.
+  // the holder still has the same files; forgets everything else, also in the holder.
+  // What Prepare() returned must not be kept until then.
   // A view whose content is bad is lost, but the holder keeps it. Returns how
   // many views there are.
   //   Unavailable  the holder is gone
@@ -37,9 +38,11 @@ class ViewRestorer {
  private:
   struct Loaded {
     ViewPtr view;
-    uint64_t image = 0;  // the inode of its image, there while the view is
+    std::shared_ptr<const HeldLayer> held;  // open: no other file gets their inodes
   };
   absl::StatusOr<std::vector<std::string>> HeldNames() const;
+  static absl::StatusOr<bool> IsOf(const Loaded& loaded, const UniqueFd& image,
+                                   const HeldLayer& held);
   //   NotFound                        the holder does not have it
   //   InvalidArgument, Unimplemented  its content is bad
   //   others                          the next attempt may end better
