@@ -1,9 +1,10 @@
 // How long snapshots take when many are wanted at once, as when a node starts all
 // its pods: TOTAL containers on one layer by WORKERS callers over one connection,
 // then each asked for with Stat and Usage, and removed. A line of JSON, in
-// milliseconds altogether. SOCKET is that of a kapsule-snapshotter to play with.
+// milliseconds altogether. SOCKET is that of a kapsule-snapshotter to play with, or of a
+// containerd which is asked for its SNAPSHOTTER.
 //
-// Usage: prepare_storm SOCKET TOTAL WORKERS
+// Usage: prepare_storm SOCKET TOTAL WORKERS [SNAPSHOTTER]
 #include <absl/time/clock.h>
 #include <grpcpp/grpcpp.h>
 
@@ -24,13 +25,15 @@ namespace api = containerd::services::snapshots::v1;
 
 constexpr char kLayer[] = "prepare-storm-layer";
 constexpr char kUnpacking[] = "prepare-storm-unpacking";
+constexpr char kKept[] = "containerd.io/gc.root";  // else containerd may collect them
 
 std::string KeyOf(int number) { return "default/1/prepare-storm-" + std::to_string(number); }
 
 class Storm {
  public:
-  Storm(const std::string& socket, int total, int workers)
+  Storm(const std::string& socket, std::string snapshotter, int total, int workers)
       : stub_(grpc::CreateChannel("unix:" + socket, grpc::InsecureChannelCredentials())),
+        snapshotter_(std::move(snapshotter)),
         total_(total),
         workers_(workers) {}
 
@@ -70,44 +73,47 @@ class Storm {
 
   void MakeLayer() {
     Check(Prepare(kUnpacking, ""));
-    grpc::ClientContext context;
     api::CommitSnapshotRequest request;
     google::protobuf::Empty response;
-    request.set_key(kUnpacking);
     request.set_name(kLayer);
-    Check(stub_.Commit(&context, request, &response));
+    request.mutable_labels()->insert({kKept, "storm"});
+    Check(Call(&api::Snapshots::Stub::Commit, kUnpacking, request, &response));
   }
   grpc::Status Prepare(const std::string& key, const std::string& parent) {
-    grpc::ClientContext context;
     api::PrepareSnapshotRequest request;
     api::PrepareSnapshotResponse response;
-    request.set_key(key);
     request.set_parent(parent);
-    return stub_.Prepare(&context, request, &response);
+    request.mutable_labels()->insert({kKept, "storm"});
+    return Call(&api::Snapshots::Stub::Prepare, key, request, &response);
   }
   grpc::Status Stat(const std::string& key) {
-    grpc::ClientContext context;
     api::StatSnapshotRequest request;
     api::StatSnapshotResponse response;
-    request.set_key(key);
-    return stub_.Stat(&context, request, &response);
+    return Call(&api::Snapshots::Stub::Stat, key, request, &response);
   }
   grpc::Status Usage(const std::string& key) {
-    grpc::ClientContext context;
     api::UsageRequest request;
     api::UsageResponse response;
-    request.set_key(key);
-    return stub_.Usage(&context, request, &response);
+    return Call(&api::Snapshots::Stub::Usage, key, request, &response);
   }
   grpc::Status Remove(const std::string& key) {
-    grpc::ClientContext context;
     api::RemoveSnapshotRequest request;
     google::protobuf::Empty response;
+    return Call(&api::Snapshots::Stub::Remove, key, request, &response);
+  }
+  template <typename Request, typename Response>
+  grpc::Status Call(grpc::Status (api::Snapshots::Stub::*method)(grpc::ClientContext*,
+                                                                 const Request&, Response*),
+                    const std::string& key, Request& request, Response* response) {
+    grpc::ClientContext context;
+    if (!snapshotter_.empty()) context.AddMetadata("containerd-namespace", "default");
+    request.set_snapshotter(snapshotter_);
     request.set_key(key);
-    return stub_.Remove(&context, request, &response);
+    return (stub_.*method)(&context, request, response);
   }
 
   api::Snapshots::Stub stub_;
+  const std::string snapshotter_;  // empty: `stub_` is one
   const int total_, workers_;
   std::atomic<bool> failed_ = false;
 };
@@ -121,9 +127,9 @@ bool ParseCount(std::string_view text, int& number) {
 
 int main(int argc, char** argv) {
   int total = 0, workers = 0;
-  if (argc != 4 || !ParseCount(argv[2], total) || !ParseCount(argv[3], workers)) {
-    std::fputs("usage: prepare_storm SOCKET TOTAL WORKERS\n", stderr);
+  if (argc < 4 || argc > 5 || !ParseCount(argv[2], total) || !ParseCount(argv[3], workers)) {
+    std::fputs("usage: prepare_storm SOCKET TOTAL WORKERS [SNAPSHOTTER]\n", stderr);
     return 2;
   }
-  return Storm(argv[1], total, workers).Run() ? 0 : 1;
+  return Storm(argv[1], argc == 5 ? argv[4] : "", total, workers).Run() ? 0 : 1;
 }
