@@ -77,7 +77,7 @@ function(kapsule_test name)
   target_compile_definitions(${name} PRIVATE
     TEST_SOURCE_DIR="${CMAKE_CURRENT_SOURCE_DIR}" PROJECT_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   add_test(NAME ${name} COMMAND ${name})
-  set_tests_properties(${name} PROPERTIES TIMEOUT 300)
+  set_tests_properties(${name} PROPERTIES TIMEOUT 1200)
 endfunction()
 
 function(kapsule_fuzz source)
@@ -91,7 +91,7 @@ function(kapsule_fuzz source)
   else()
     target_sources(${name} PRIVATE ${PROJECT_SOURCE_DIR}/core/base/fuzz_replay.cc)
     add_test(NAME ${name} COMMAND ${name} ${CMAKE_CURRENT_SOURCE_DIR}/corpus/${corpus})
-    set_tests_properties(${name} PROPERTIES TIMEOUT 300)
+    set_tests_properties(${name} PROPERTIES TIMEOUT 1200)
   endif()
 endfunction()
 

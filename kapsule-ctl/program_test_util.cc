@@ -1,11 +1,8 @@
 #include "kapsule-ctl/program_test_util.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
 #include <signal.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -41,27 +38,13 @@ int Redirect(const fs::path& path, int flags, int to) {
   return fd >= 0 && dup2(fd, to) == to ? 0 : -1;
 }
 
-sockaddr_in Loopback(uint16_t port) {
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(port);
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  return address;
-}
-
-uint16_t FreePort() {
-  const UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address = Loopback(0);
-  socklen_t size = sizeof(address);
-  EXPECT_EQ(bind(fd.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
-  return ntohs(address.sin_port);
-}
-
-bool Listens(uint16_t port) {
-  const UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address = Loopback(port);
-  return connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
+// "127.0.0.1:<port>" where the registry says so in its log, else empty.
+std::string HostIn(const std::string& log) {
+  constexpr std::string_view kListening = "listening on ";
+  const size_t at = log.find(kListening);
+  const size_t end = at == std::string::npos ? at : log.find('"', at);
+  if (end == std::string::npos) return "";
+  return log.substr(at + kListening.size(), end - at - kListening.size());
 }
 
 }  // namespace
@@ -121,20 +104,20 @@ Ran RunProgram(const TempFolder& folder, const std::vector<std::string>& command
 }
 
 Registry::Registry(const TempFolder& folder, const std::string& htpasswd) {
-  const uint16_t port = FreePort();
-  host_ = fmt::format("127.0.0.1:{}", port);
   std::string config = fmt::format(
-      "version: 0.1\nlog: {{level: warn}}\n"
-      "storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {}}}\n",
-      (folder / "registry").string(), host_);
+      "version: 0.1\nlog: {{level: info}}\n"
+      "storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: 127.0.0.1:0}}\n",
+      (folder / "registry").string());
   if (!htpasswd.empty()) config += "auth: {htpasswd: {realm: r, path: " + htpasswd + "}}\n";
   WriteText(folder / "registry.yml", config);
   process_ = std::make_unique<Process>(
       folder.path(),
       std::vector<std::string>{"docker-registry", "serve", (folder / "registry.yml").string()});
-  for (int i = 0; i < 200 && process_->running() && !Listens(port); ++i)
+  for (int i = 0; i < 600 && process_->running() && host_.empty(); ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  EXPECT_TRUE(Listens(port)) << process_->err();
+    host_ = HostIn(process_->err());
+  }
+  EXPECT_NE(host_, "") << process_->err();
 }
 
 void WriteText(const fs::path& path, const std::string& text) {

@@ -84,7 +84,7 @@ class Future final : public grpc::CallbackGenericService {
     return new Reactor(*this, context);
   }
 
-  absl::Notification cancelled;
+  absl::Notification hangs, cancelled;
   std::string method, request, trace;
   bool had_deadline = false;
 
@@ -103,7 +103,7 @@ class Future final : public grpc::CallbackGenericService {
     void OnReadDone(bool ok) override {
       if (!ok) return;  // cancelled
       future_.request = Bytes(request_);
-      if (future_.method.ends_with("Hang")) return;
+      if (future_.method.ends_with("Hang")) return future_.hangs.Notify();
       OnWriteDone(true);
     }
     void OnWriteDone(bool ok) override {
@@ -167,7 +167,7 @@ TEST_F(CriForwardTest, PassesMetadataDeadlineAndCancellationOn) {
   grpc::Status status;
   call->Finish(&answer, &status, nullptr);
   std::thread canceller([&] {
-    absl::SleepFor(absl::Milliseconds(200));
+    EXPECT_TRUE(future_.hangs.WaitForNotificationWithTimeout(absl::Seconds(30)));
     context.TryCancel();
   });
   void* tag = nullptr;

@@ -62,6 +62,10 @@ TEST(DaemonProcessTest, OneIsFoundByItsNumberWhereItRunsTheProgram) {
             absl::StatusCode::kNotFound);
   EXPECT_FALSE(process->WaitForEnd(0));
   auto found = DaemonProcess::Find(process->pid(), "sleep");
+  for (int i = 0; i < 3000 && !found.ok(); ++i) {  // it may not have begun
+    absl::SleepFor(absl::Milliseconds(10));
+    found = DaemonProcess::Find(process->pid(), "sleep");
+  }
   ASSERT_TRUE(found.ok()) << found.status();
   EXPECT_EQ((*found)->pid(), process->pid());
   EXPECT_EQ((*found)->End(), "signal 9");
@@ -82,7 +86,7 @@ TEST(DaemonProcessTest, WhatAProcessDoesIsSeen) {
   EXPECT_FALSE(activity(busy).all.StillSince(before.all));
   EXPECT_FALSE(activity(busy).main.StillSince(before.main));
   ASSERT_EQ(kill(busy->pid(), SIGSTOP), 0);
-  absl::SleepFor(absl::Milliseconds(50));
+  ASSERT_EQ(waitpid(busy->pid(), nullptr, WUNTRACED), busy->pid());
   const ProcessActivity stopped = activity(busy);
   EXPECT_TRUE(activity(busy).all.StillSince(stopped.all));
   EXPECT_FALSE(stopped.traced);
@@ -140,7 +144,7 @@ TEST(DaemonProcessTest, TellsAProgramAndItsArgumentsFromOthers) {
   const std::filesystem::path folder = name, program = folder / "sleep";
   std::filesystem::copy_file("/bin/sleep", program);
   std::unique_ptr<DaemonProcess> process = DaemonProcess::Start(program, {"1000"}, {}).value();
-  for (int i = 0; i < 500 && !process->Runs(program, {"1000"}); ++i)  // it may not have begun
+  for (int i = 0; i < 3000 && !process->Runs(program, {"1000"}); ++i)  // it may not have begun
     absl::SleepFor(absl::Milliseconds(10));
   EXPECT_TRUE(process->Runs(program, {"1000"}));
   EXPECT_FALSE(process->Runs(program, {"1001"}));

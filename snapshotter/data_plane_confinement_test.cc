@@ -94,7 +94,7 @@ TEST_F(ConfinementTest, TheSuccessorOfAKilledProcessIsConfinedAlike) {
       const pid_t before = plane_->pid();
       testing::SendSignal(before, SIGKILL);
       ASSERT_TRUE(
-          testing::Eventually([&] { return plane_->serving() && plane_->pid() != before; }));
+          testing::Eventually([&] { return plane_->pid() != before && plane_->serving(); }));
       EXPECT_TRUE(reader.WaitForRounds(2));
       EXPECT_EQ(StatusLine(plane_->pid(), "Seccomp"), "2");
       ExpectNoKey(layer);

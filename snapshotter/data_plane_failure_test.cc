@@ -121,7 +121,7 @@ TEST_F(FailureTest, AProcessThatHangsIsKilledAtTheEnd) {
   ASSERT_NO_FATAL_FAILURE(SendSignal(pid, SIGSTOP));
   const absl::Time begin = absl::Now();
   plane_.reset();
-  EXPECT_LT(absl::Now() - begin, absl::Seconds(4));
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(10));
   EXPECT_FALSE(IsAlive(pid));
 }
 

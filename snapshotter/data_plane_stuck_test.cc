@@ -23,7 +23,7 @@ using testing::Reader;
 using testing::SendSignal;
 using testing::StoredLayer;
 
-constexpr absl::Duration kStuckAfter = absl::Milliseconds(500);
+constexpr absl::Duration kStuckAfter = absl::Seconds(1);
 
 class StuckTest : public testing::DataPlaneTest {
  protected:
@@ -39,7 +39,7 @@ class StuckTest : public testing::DataPlaneTest {
   DataPlane::Options StuckOptions(absl::Duration stuck_after = kStuckAfter) {
     DataPlane::Options options = Options();
     options.stuck_after = stuck_after;
-    options.give_up_after = absl::Seconds(2);
+    options.give_up_after = 6 * kStuckAfter;
     options.settle_after = absl::Milliseconds(300);
     options.on_death = [this] { ++deaths_; };
     options.on_takeover = [this] { ++takeovers_; };
@@ -112,7 +112,7 @@ TEST_F(StuckTest, WhereEachSuccessorIsStuckTooTheConnectionIsGivenUp) {
 TEST_F(StuckTest, ReadsThatWaitForKeysMakeNobodyStuck) {
   StartPlane(StuckOptions());
   ASSERT_NO_FATAL_FAILURE(Read());
-  keys_->SetDelay(4 * kStuckAfter);
+  keys_->SetDelay(3 * kStuckAfter);
   ASSERT_NO_FATAL_FAILURE(SendSignal(plane_->pid(), SIGKILL));
   ASSERT_TRUE(Eventually([&] { return takeovers_ == 1; }));
   ExpectReading();  // after the keys have come
@@ -213,7 +213,7 @@ TEST_F(StuckTest, AnAdoptedHolderThatHangsIsKilledAtTheEnd) {
 
 TEST_F(StuckTest, WhatAnEarlierRunWasOpeningIsToldWhenItIsOpen) {
   StartPlane(StuckOptions());
-  keys_->SetDelay(kStuckAfter);
+  keys_->SetDelay(absl::Seconds(15));
   std::thread caller([&] { EXPECT_FALSE(Open(layer_).ok()); });
   ASSERT_TRUE(Eventually([&] { return keys_->requests() > 0; }));
   plane_->Leave();
@@ -221,13 +221,14 @@ TEST_F(StuckTest, WhatAnEarlierRunWasOpeningIsToldWhenItIsOpen) {
   caller.join();
   LeavePlane();
   DataPlane::Options options = StuckOptions();
-  options.settle_after = 3 * kStuckAfter;
-  StartPlane(std::move(options));
+  options.settle_after = 4 * kStuckAfter;
+  StartPlane(options);
   ASSERT_TRUE(plane_->adopted().has_value());
   EXPECT_TRUE(plane_->adopted()->empty());
+  keys_->SetDelay(absl::ZeroDuration());
   ASSERT_TRUE(Eventually([&] { return settlements_ > 0; }));
   EXPECT_EQ(settled_, std::vector<std::string>{layer_.digest.hex()});
-  absl::SleepFor(2 * options.settle_after);
+  absl::SleepFor(3 * options.settle_after / 2);
   EXPECT_EQ(settlements_, 1);
 }
 

@@ -29,6 +29,7 @@ class KeyServer {
   explicit KeyServer(const std::filesystem::path& socket);
   ~KeyServer();
   void SetKeys(std::vector<crypt::Key> keys);
+  // Also for requests that wait already.
   void SetDelay(absl::Duration delay) { delay_ms_ = absl::ToInt64Milliseconds(delay); }
   int requests() const { return requests_; }
   uid_t last_peer() const { return last_peer_; }  // uid of the last client
@@ -120,7 +121,7 @@ class DataPlaneTest : public ::testing::Test {
 void SendSignal(pid_t pid, int signal);
 bool IsAlive(pid_t pid);  // or not reaped
 
-// Whether `condition` holds within ten seconds.
+// Whether `condition` holds within half a minute.
 bool Eventually(const std::function<bool()>& condition);
 
 // Compares every file of the layer with what `root` shows, read in pieces of odd

@@ -39,7 +39,8 @@ TEST_F(LayerManagerTest, AChainThatIsRemovedWhileAContainerIsMadeOnItIsNotOpened
   const absl::Status status = manager_->Await({"default", "c"}, chain, Soon());
   EXPECT_TRUE(absl::IsUnavailable(status)) << status;
   EXPECT_THAT(Message(status), HasSubstr("has been removed"));
-  Eventually([&] { return IsErofsMount(Target(chain[0])); });
+  Eventually([&] { return manager_->LayerStates()["mounted"] == 1; });
+  EXPECT_TRUE(IsErofsMount(Target(chain[0])));
   EXPECT_FALSE(IsErofsMount(Target(chain[1])));
   const auto states = manager_->LayerStates();
   EXPECT_EQ(states.at("mounted"), 1u);
@@ -216,6 +217,8 @@ TEST_F(LayerManagerTest, WaitsForABlobThatIsStillDownloading) {
   const auto chain = Record(image);
   const fs::path blob = config_.content_root / "blobs/sha256" / image.layers[1].digest.hex();
   fs::rename(blob, blob.string() + ".ingest");
+  for (const ModelLayer& layer : chain) manager_->Add(layer);
+  Eventually([&] { return manager_->LayerStates()["mounted"] == 1 && not_opened_ > 0; });
   const absl::Status status =
       manager_->Await({"default", "c"}, chain, absl::Now() + absl::Milliseconds(500));
   EXPECT_TRUE(absl::IsUnavailable(status)) << status;
@@ -269,7 +272,7 @@ TEST_F(LayerManagerTest, WhatASuccessorLostIsMountedAnewAndOnlyThat) {
   plane_.SetOnOpen([&] { ++opened; });
   plane_.Lose(layers[1].label.digest);
   manager_->OnTakeover();
-  for (int i = 0; i < 500 && opened == 0; ++i) absl::SleepFor(absl::Milliseconds(10));
+  Eventually([&] { return opened > 0; });
   ASSERT_EQ(manager_->Await({"default", ""}, layers, Soon()), absl::OkStatus());
   ASSERT_EQ(stat(Target(layers[1]).c_str(), &now), 0);
   EXPECT_NE(now.st_dev, lost.st_dev);
@@ -287,10 +290,8 @@ TEST_F(LayerManagerTest, AViewThatNoLayerNeedsIsClosedWhenItIsToldOf) {
   std::vector<std::string> views;
   for (const oci::Digest& digest : plane_.open()) views.push_back(digest.hex());
   manager_->CloseUnneeded(views);
-  for (int i = 0; i < 500 && plane_.open().contains(late); ++i)
-    absl::SleepFor(absl::Milliseconds(10));
+  Eventually([&] { return !plane_.open().contains(late); });
   EXPECT_EQ(plane_.open().size(), layers.size());
-  EXPECT_FALSE(plane_.open().contains(late));
 }
 
 }  // namespace

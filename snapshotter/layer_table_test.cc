@@ -38,7 +38,7 @@ std::optional<LayerTable::Work> TakeFor(LayerTable& table, double seconds) {
   return work;
 }
 
-LayerTable::Work MustTake(LayerTable& table) { return TakeFor(table, 5).value(); }
+LayerTable::Work MustTake(LayerTable& table) { return TakeFor(table, 30).value(); }
 
 void MountNext(LayerTable& table) {
   const LayerTable::Work work = MustTake(table);
@@ -73,7 +73,7 @@ TEST(LayerTableTest, AwaitGivesAFinalErrorAtOnce) {
   const absl::Time start = absl::Now();
   const absl::Status status = table.Await({Layer(1, "a")}, In(10)).status();
   EXPECT_EQ(status, absl::NotFoundError("no key"));
-  EXPECT_LT(absl::Now() - start, absl::Seconds(1));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(5));
 }
 
 TEST(LayerTableTest, ALayerWhoseRecordWentWhileItWasAddedIsForgotten) {
@@ -196,11 +196,16 @@ TEST(LayerTableTest, ABlobThatCouldNotBeClosedIsClosedLater) {
 TEST(LayerTableTest, HurryEndsThePauseBeforeABlobIsClosedAgain) {
   LayerTable table;
   table.CloseUnneeded(Layer(1, "a").label.digest);
-  const absl::Time start = absl::Now();
-  table.Closed(MustTake(table), absl::UnavailableError("kapsule-fuse has ended"));
-  table.Hurry();
-  const LayerTable::Work work = MustTake(table);
-  EXPECT_LT(absl::Now() - start, LayerTable::kClosePause);
+  LayerTable::Work work = MustTake(table);
+  absl::Duration took = absl::InfiniteDuration();
+  for (int i = 0; i < 5 && took >= LayerTable::kClosePause; ++i) {  // the machine may be slow
+    const absl::Time start = absl::Now();
+    table.Closed(work, absl::UnavailableError("kapsule-fuse has ended"));
+    table.Hurry();
+    work = MustTake(table);
+    took = absl::Now() - start;
+  }
+  EXPECT_LT(took, LayerTable::kClosePause);
   table.Closed(work, absl::InternalError("which will not pass"));
   EXPECT_EQ(TakeFor(table, 1.5), std::nullopt);
 }
@@ -340,8 +345,13 @@ TEST(LayerTableTest, ALostLayerThatWasRemovedMeanwhileIsNot) {
 TEST(LayerTableTest, AwaitedLayersComeFirst) {
   LayerTable table;
   for (int id = 1; id <= 3; ++id) table.Add(Layer(id, std::to_string(id)));
-  std::thread waiter([&] { EXPECT_FALSE(table.Await({Layer(3, "3")}, In(10)).ok()); });
-  absl::SleepFor(absl::Milliseconds(200));
+  std::atomic<bool> begun = false;
+  std::thread waiter([&] {
+    begun = true;
+    EXPECT_FALSE(table.Await({Layer(3, "3")}, In(60)).ok());
+  });
+  while (!begun) absl::SleepFor(absl::Milliseconds(1));
+  absl::SleepFor(absl::Milliseconds(500));
   EXPECT_EQ(MustTake(table).layer->id, 3);
   EXPECT_EQ(MustTake(table).layer->id, 1);
   table.Stop();
@@ -351,8 +361,9 @@ TEST(LayerTableTest, AwaitedLayersComeFirst) {
 TEST(LayerTableTest, ALayerThatFailsAgainAndAgainDoesNotComeBeforeOneThatWaitsForLonger) {
   LayerTable table;
   table.Add(Layer(1, "hostile"));
-  table.Fail(MustTake(table), absl::UnavailableError("no answer"));
+  const LayerTable::Work hostile = MustTake(table);
   table.Add(Layer(2, "honest"));
+  table.Fail(hostile, absl::UnavailableError("no answer"));
   absl::SleepFor(2 * LayerTable::kFirstPause);  // both are due
   EXPECT_EQ(MustTake(table).layer->id, 2);
   EXPECT_EQ(MustTake(table).layer->id, 1);

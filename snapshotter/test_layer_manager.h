@@ -25,9 +25,9 @@
 namespace kapsule::snapshotter {
 
 inline constexpr char kName[] = "r.test/acme/tiny:enc";
-inline constexpr absl::Duration kOpenTimeout = absl::Seconds(3);
+inline constexpr absl::Duration kOpenTimeout = absl::Seconds(30);
 
-inline absl::Time Soon() { return absl::Now() + absl::Seconds(5); }
+inline absl::Time Soon() { return absl::Now() + absl::Seconds(30); }
 
 // Opens every layer whose wrapped key is not "none", and knows one true key.
 class DataPlaneStandIn {
@@ -143,6 +143,7 @@ class LayerManagerTest : public ::testing::Test {
     config_.root = std::filesystem::path(dir_) / "root";
     config_.containerd_address = containerd_->socket();
     config_.content_root = containerd_->content_root();
+    config_.lookup_timeout_ms = 20'000;
     StartManager({});
   }
   void TearDown() override {
@@ -226,7 +227,7 @@ class LayerManagerTest : public ::testing::Test {
     return config_.root / "blobs" / digest.hex();
   }
   static void Eventually(const std::function<bool()>& holds) {
-    for (int i = 0; i < 500 && !holds(); ++i) absl::SleepFor(absl::Milliseconds(10));
+    for (int i = 0; i < 3000 && !holds(); ++i) absl::SleepFor(absl::Milliseconds(10));
     EXPECT_TRUE(holds());
   }
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -41,6 +42,7 @@ Piece Allocate(size_t size) {
 TEST(HeapTest, LargePiecesOfManyThreadsGoBackAtOnce) {
   ExpectInProcess([] {
     KeepHeapSmall();
+    static std::atomic<int> freed = 0;
     const size_t before = ResidentBytes();
     for (int i = 0; i < 8; ++i)
       std::thread([] {
@@ -49,10 +51,11 @@ TEST(HeapTest, LargePiecesOfManyThreadsGoBackAtOnce) {
           const Piece large = Allocate(1 << 20);
           kept.push_back(Allocate(2000));  // behind it, where both are in an arena
         }
+        ++freed;
         pause();  // its arena stays
       }).detach();
-    usleep(500'000);
-    return ResidentBytes() < before + (2 << 20);
+    for (int i = 0; i < 3000 && freed < 8; ++i) usleep(10'000);
+    return freed == 8 && ResidentBytes() < before + (2 << 20);
   });
 }
 

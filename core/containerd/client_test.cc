@@ -16,7 +16,7 @@ using ::testing::SizeIs;
 
 constexpr char kName[] = "registry.test/acme/tiny:enc";
 
-absl::Time Soon() { return absl::Now() + absl::Seconds(10); }
+absl::Time Soon() { return absl::Now() + absl::Seconds(30); }
 
 class ClientTest : public ::testing::Test {
  protected:
@@ -185,7 +185,7 @@ TEST(ClientWithoutContainerdTest, IsUnavailableAtOnceAndNamesTheSocket) {
   const absl::Status status = client.ListImages("default", Soon()).status();
   EXPECT_TRUE(absl::IsUnavailable(status)) << status;
   EXPECT_THAT(Message(status), HasSubstr("/tmp/kapsule-no-such.sock"));
-  EXPECT_LT(absl::Now() - start, absl::Seconds(2));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(10));
 }
 
 TEST(ClientRestartTest, ReachesAContainerdThatCameBack) {
@@ -197,7 +197,7 @@ TEST(ClientRestartTest, ReachesAContainerdThatCameBack) {
   EXPECT_TRUE(absl::IsUnavailable(client.ListNamespaces(Soon()).status()));
   ASSERT_TRUE((*containerd)->Restart().ok());
   absl::Status status;
-  for (int i = 0; i < 30 && !(status = client.ListNamespaces(Soon()).status()).ok(); ++i)
+  for (int i = 0; i < 300 && !(status = client.ListNamespaces(Soon()).status()).ok(); ++i)
     absl::SleepFor(absl::Milliseconds(100));
   EXPECT_TRUE(status.ok()) << status;
 }

@@ -9,7 +9,7 @@ namespace {
 constexpr char kLease[] = "tests";
 constexpr char kSnapshotter[] = "overlayfs";
 
-absl::Time Soon() { return absl::Now() + absl::Seconds(10); }
+absl::Time Soon() { return absl::Now() + absl::Seconds(30); }
 
 oci::Descriptor Blob(const std::string& bytes) {
   return {oci::kLayerTarType, oci::Digest::Of(AsBytes(bytes)), bytes.size(), {}, "", ""};
@@ -26,10 +26,15 @@ class ClientWriteTest : public ::testing::Test {
     delete containerd_;
     containerd_ = nullptr;
   }
+  // containerd collects what has no lease soon after each deletion of one.
   void SetUp() override {
-    ASSERT_TRUE(client_.CreateLease("default", kLease, absl::Hours(1), Soon()).ok());
+    for (const char* ns : {"default", "other"})
+      ASSERT_TRUE(client_.CreateLease(ns, kLease, absl::Hours(1), Soon()).ok());
   }
-  void TearDown() override { EXPECT_TRUE(client_.DeleteLease("default", kLease, Soon()).ok()); }
+  void TearDown() override {
+    for (const char* ns : {"default", "other"})
+      EXPECT_TRUE(client_.DeleteLease(ns, kLease, Soon()).ok());
+  }
 
   // Hands `bytes` out in small pieces; how often it was asked is counted.
   BlobReader ReaderOf(const std::string& bytes) {
@@ -42,8 +47,7 @@ class ClientWriteTest : public ::testing::Test {
     };
   }
   absl::Status Write(const std::string& bytes, const std::string& ns = "default") {
-    return client_.WriteBlob(ns, Blob(bytes), ReaderOf(bytes), ns == "default" ? kLease : "",
-                             Soon());
+    return client_.WriteBlob(ns, Blob(bytes), ReaderOf(bytes), kLease, Soon());
   }
   std::string ReadBack(const std::string& bytes, const std::string& ns = "default") {
     return client_.ReadBlob(ns, Blob(bytes).digest, bytes.size(), Soon()).value_or("none");

@@ -117,12 +117,12 @@ TEST_P(UploadTest, AnUploadThatIsDroppedIsNeverComplete) {
 TEST(UploadTest, PausesOfTheCallerAreNoStall) {
   TestServer server([](const auto&) { return TestServer::Reply(202); });
   Options options;
-  options.stall_timeout = std::chrono::milliseconds(100);
+  options.stall_timeout = std::chrono::milliseconds(1500);
   auto upload = Client(options).StartUpload(Patch(server), std::nullopt).value();
   const std::string piece(2 << 20, 'x');
   for (int i = 0; i < 3; ++i) {
     ASSERT_TRUE(upload->Write(AsBytes(piece)).ok());
-    std::this_thread::sleep_for(std::chrono::milliseconds(250));
+    std::this_thread::sleep_for(std::chrono::milliseconds(2000));
   }
   EXPECT_EQ(upload->Finish()->status, 202);
 }

@@ -210,7 +210,7 @@ size_t ThreadCount() {
 
 // The kernel lists a thread for a moment after it was joined.
 void ExpectThreads(size_t threads) {
-  for (int i = 0; i < 100 && ThreadCount() > threads; ++i) absl::SleepFor(absl::Milliseconds(10));
+  for (int i = 0; i < 3000 && ThreadCount() > threads; ++i) absl::SleepFor(absl::Milliseconds(10));
   EXPECT_LE(ThreadCount(), threads);
 }
 

@@ -17,7 +17,7 @@ size_t ThreadCount() {
 
 // The kernel lists a thread for a moment after it was joined.
 void ExpectThreads(size_t threads) {
-  for (int i = 0; i < 100 && ThreadCount() > threads; ++i) absl::SleepFor(absl::Milliseconds(10));
+  for (int i = 0; i < 3000 && ThreadCount() > threads; ++i) absl::SleepFor(absl::Milliseconds(10));
   EXPECT_LE(ThreadCount(), threads);
 }
 
@@ -98,7 +98,8 @@ TEST(PipelineTest, FillsNoMorePiecesThanItHas) {
   std::thread sender([&] {
     for (uint64_t i = 0; i < 10; ++i, ++sent) EXPECT_TRUE(Send(*pipeline, i).ok());
   });
-  absl::SleepFor(absl::Milliseconds(100));
+  for (int i = 0; i < 3000 && sent < 3; ++i) absl::SleepFor(absl::Milliseconds(10));
+  absl::SleepFor(absl::Milliseconds(100));  // for one more
   EXPECT_EQ(sent, 3);
   gate.Notify();
   sender.join();
@@ -147,7 +148,7 @@ TEST(PipelineTest, DestroyingItDropsWhatIsOnItsWay) {
   for (uint64_t i = 0; i < 4; ++i) ASSERT_TRUE(Send(*pipeline, i).ok());
   begun.WaitForNotification();
   std::thread opener([&gate] {
-    absl::SleepFor(absl::Milliseconds(100));
+    absl::SleepFor(absl::Seconds(2));  // so that the end has begun, which nothing shows
     gate.Notify();
   });
   pipeline.reset();

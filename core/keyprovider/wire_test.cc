@@ -41,12 +41,12 @@ class WireTest : public ::testing::Test {
     listener_ = ListenUnix(path_, SOCK_SEQPACKET, 0600).value();
     server_ = std::thread([this, serve] {
       const UniqueFd connection(accept(listener_.get(), nullptr, nullptr));
-      EXPECT_TRUE(SetTimeout(connection.get(), 5000).ok());
+      EXPECT_TRUE(SetTimeout(connection.get(), 30'000).ok());
       serve(connection.get());
     });
   }
 
-  absl::StatusOr<UnwrappedLayer> Ask(const std::string& json = "{}", int timeout_ms = 5000) {
+  absl::StatusOr<UnwrappedLayer> Ask(const std::string& json = "{}", int timeout_ms = 30'000) {
     const UniqueFd fd = SealedMemfd("annotations", AsBytes(json)).value();
     return Unwrap(path_, fd.get(), timeout_ms);
   }
@@ -126,7 +126,7 @@ TEST_F(WireTest, TheTimeoutCoversASilentProviderAndAFullQueue) {
   EXPECT_TRUE(absl::IsDeadlineExceeded(Ask("{}", 100).status()));
   const absl::Status full = Ask("{}", 100).status();
   EXPECT_TRUE(absl::IsDeadlineExceeded(full)) << full;
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(3));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
 }
 
 TEST_F(WireTest, BrokenRepliesAreErrors) {
@@ -185,7 +185,7 @@ TEST(AnnotationsJsonTest, TimeDoesNotGrowWithTheSquareOfTheirNumber) {
   const std::string json = AnnotationsToJson(annotations);
   const auto start = std::chrono::steady_clock::now();
   EXPECT_EQ(AnnotationsFromJson(json).value(), annotations);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));  // else minutes
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(30));  // else minutes
 }
 
 }  // namespace

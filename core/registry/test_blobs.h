@@ -43,12 +43,17 @@ inline std::vector<Host> HostsOf(const std::vector<const http::TestServer*>& ser
 
 inline NextCredentials NoCredentials(const std::string&) { return TheseCredentials({}); }
 
-// BlobRanges of `content` at `hosts`, in haste.
+// Of a transfer: longer than any read here, so that a slow machine is no stall, and for
+// tests of stalls.
+inline constexpr std::chrono::milliseconds kNoStall{60'000}, kShortStall{1500};
+
+// BlobRanges of `content` at `hosts`, which are soon asked again.
 inline std::unique_ptr<BlobRanges> OpenRanges(
     const std::string& content, const std::vector<Host>& hosts,
-    const HostCredentialSource& credentials = NoCredentials, RangeOptions options = {}) {
+    const HostCredentialSource& credentials = NoCredentials, RangeOptions options = {},
+    std::chrono::milliseconds stall = kNoStall) {
   http::Options connections;
-  connections.stall_timeout = std::chrono::milliseconds(600);
+  connections.stall_timeout = stall;
   connections.stall_bytes = 1000;
   options.first_delay = std::chrono::milliseconds(10);
   RangeBlob blob{hosts.back().name, "acme/tiny", oci::Digest::Of(AsBytes(content)), content.size()};

@@ -24,7 +24,7 @@ constexpr std::string_view kHtpasswd =
 
 // The port that the registry says it listens on.
 absl::StatusOr<int> ReadPort(const fs::path& log) {
-  for (int i = 0; i < 200; ++i) {
+  for (int i = 0; i < 600; ++i) {
     const absl::StatusOr<std::string> text = ReadFile(log, 1 << 20);
     const size_t at = text.ok() ? text->find(kListening) : std::string::npos;
     if (at != std::string::npos && text->find('"', at) != std::string::npos)

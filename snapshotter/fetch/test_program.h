@@ -105,7 +105,7 @@ class FetchProgramTest : public testing::Test {
     options.retry.attempts = 10;
     registry::Repository repository(oci::Reference::Parse(image_).value(), options);
     auto upload = repository.StartBlob(layer_.bytes.size());
-    for (int i = 0; i < 100 && !upload.ok(); ++i) {  // until the registry listens
+    for (int i = 0; i < 600 && !upload.ok(); ++i) {  // until the registry listens
       absl::SleepFor(absl::Milliseconds(50));
       upload = repository.StartBlob(layer_.bytes.size());
     }

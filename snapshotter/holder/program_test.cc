@@ -72,7 +72,7 @@ class HolderProgramTest : public testing::Test {
     EXPECT_EQ(bind(manager.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
     EXPECT_EQ(chmod(path.c_str(), 0666), 0);
     EXPECT_EQ(chmod(folder_.c_str(), 0711), 0);
-    EXPECT_TRUE(SetTimeout(manager.get(), 5000).ok());
+    EXPECT_TRUE(SetTimeout(manager.get(), 30'000).ok());
     setenv("NOTIFY_SOCKET", path.c_str(), 1);
     return manager;
   }
@@ -165,7 +165,7 @@ TEST_F(HolderProgramTest, WrongUsageIsSaid) {
 }
 
 const std::vector<std::string> kShortlyAbandoned = {
-    "--uid", "65533", "--gid", "65533", "--abandon-after-ms", "500"};
+    "--uid", "65533", "--gid", "65533", "--abandon-after-ms", "2000"};
 
 TEST_F(HolderProgramTest, WhatItHeldIsClosedWhenNobodyWasThereForTooLong) {
   Start(kShortlyAbandoned);
@@ -176,7 +176,7 @@ TEST_F(HolderProgramTest, WhatItHeldIsClosedWhenNobodyWasThereForTooLong) {
   auto holder = std::make_unique<Holder>(ConnectUnix(folder_ + "/s", SOCK_SEQPACKET).value());
   ASSERT_TRUE(holder->Put("fuse", {in.get()}).ok());
   in.reset();
-  usleep(1'500'000);
+  sleep(4);
   EXPECT_TRUE(holder->List("").ok());
   holder.reset();
   char byte;

@@ -24,6 +24,7 @@ class ServiceFdStoreTest : public testing::Test {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     path_.copy(address.sun_path, path_.size());
+    unlink(path_.c_str());  // of a run that was killed
     EXPECT_EQ(bind(manager_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
     mirror_ = ServiceFdStore::Make(path_).value();
     store_ = std::make_unique<control::HolderStore>(1'000'000, mirror_.get());

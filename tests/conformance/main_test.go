@@ -75,7 +75,7 @@ func start(_ context.Context, root string) (snapshots.Snapshotter, func() error,
 
 func awaitSocket(address string) error {
 	var err error
-	for i := 0; i < 600; i++ {
+	for i := 0; i < 2400; i++ {
 		var conn net.Conn
 		if conn, err = net.Dial("unix", address); err == nil {
 			return conn.Close()

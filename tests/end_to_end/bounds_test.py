@@ -23,6 +23,8 @@ LAYERS = 1000
 ORDINARY_LAYERS = 600  # more than mount(2) takes
 REFUSAL = "[0-9]+ layers.* use an image with fewer layers"
 MANIFEST_LIMIT = 4 << 20  # of docker-registry and of Kapsule
+OPEN_SECONDS = 90  # that a container may wait for its layers
+AT_ONCE = OPEN_SECONDS / 2  # not after waiting for them, on a machine under load too
 
 
 def setUpModule():
@@ -34,7 +36,8 @@ def setUpModule():
     digest = sha256_of(model)
     (work / "Modelfile").write_text(f"FROM {model}\n")
     run(BIN / "kapsule-ctl", "keys", "generate", "--type", "rsa-2048", "-o", work / "keys")
-    node = CriNode()
+    node = CriNode(folder=make_folder_in_memory(),
+                   settings=f"open_timeout_ms = {OPEN_SECONDS * 1000}\n")
     repository = Repository(node.registry, "acme/tiny")
     try:
         make_base_image(work / "pause")
@@ -49,6 +52,17 @@ def setUpModule():
 
 def tearDownModule():
     node.stop()
+
+
+def make_folder_in_memory():
+    """For the node: containerd syncs its disk several times for each of so many layers."""
+    disk = pathlib.Path(tempfile.mkdtemp(prefix="kapsule-bounds-node-"))
+    unittest.addModuleCleanup(disk.rmdir)
+    run("mount", "-t", "tmpfs", "-o", "mode=711", "kapsule-bounds", disk)
+    unittest.addModuleCleanup(run, "umount", "-l", disk)
+    folder = disk / "node"
+    folder.mkdir()
+    return folder
 
 
 def plain_layer(number):
@@ -93,7 +107,7 @@ class BoundsTest(unittest.TestCase):
         done = node.pull(image, check=False)
         self.assertNotEqual(done.returncode, 0)
         self.assertRegex(done.stderr, REFUSAL)
-        self.assertLess(time.monotonic() - start, 10)
+        self.assertLess(time.monotonic() - start, AT_ONCE)
         self.assert_node_is_well()
 
     def test_a_pod_of_1000_model_layers_is_refused_by_the_number(self):
@@ -103,7 +117,7 @@ class BoundsTest(unittest.TestCase):
             start = time.monotonic()
             with self.assertRaisesRegex(CriError, REFUSAL):
                 pod.start(image)
-            self.assertLess(time.monotonic() - start, 10)
+            self.assertLess(time.monotonic() - start, AT_ONCE)
         self.assert_node_is_well()
 
     def test_600_ordinary_layers_are_refused_by_the_number(self):

@@ -16,7 +16,7 @@
 namespace {
 
 namespace pb = google::protobuf;
-constexpr auto kTimeout = std::chrono::seconds(120);
+constexpr auto kTimeout = std::chrono::seconds(300);
 
 int Fail(int status, const std::string& what) {
   std::fprintf(stderr, "%s\n", what.c_str());

@@ -233,7 +233,7 @@ class Container:
     def run(self, *command):
         """What it prints; raises CommandFailed."""
         done = self.node.cri("RuntimeService/ExecSync", container_id=self.id, cmd=command,
-                             timeout=60)
+                             timeout=100)
         out, err = (base64.b64decode(done[name]).decode(errors="replace")
                     for name in ("stdout", "stderr"))
         if done["exit_code"] != 0:

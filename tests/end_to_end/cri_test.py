@@ -21,6 +21,7 @@ from node import BIN, PROJECT, make_base_image, mounts_below, run, sha256_of
 MARKER = "kapsule-marker-6a1f93c2-0123456789abcdef0123456789abcdef01234567"  # 64 bytes
 MODEL = "/models/tiny/model.gguf"
 MODEL_LAYERS = 3  # skeleton, weights, small files
+PATIENCE_SECONDS = 90
 
 
 def setUpModule():
@@ -204,6 +205,7 @@ class CriTest(unittest.TestCase):
                 self.assertEqual(node.fuse_pids(), before)
                 self.assertEqual(mounts_below(node.kapsule_root), mounts)
                 self.assert_reads_the_model(pod.start(image))
+                self.wait_for(lambda: len(results) > 2, "it reads on")
             finally:
                 done.set()
                 reader.join()
@@ -234,6 +236,8 @@ class CriTest(unittest.TestCase):
             self.collect_garbage()
             # Blobs of other images may come to be read in the content store meanwhile.
             others = {layer.split(":")[1] for name in built for layer in layers_of(name)}
+            self.wait_for(lambda: not list((node.kapsule_root / "l").glob("rm-*")),
+                          "what was removed before is deleted")
             before = self.state(others)
             removals = []
             for number in range(3):
@@ -259,9 +263,9 @@ class CriTest(unittest.TestCase):
         node.ctr("content", "prune", "references", namespace=PODS)
 
     def wait_for(self, condition, what):
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
-            self.assertLess(time.monotonic(), deadline, f"{what}: not within 20 s")
+            self.assertLess(time.monotonic(), deadline, f"{what}: not within {PATIENCE_SECONDS} s")
             time.sleep(0.1)
 
 

@@ -19,6 +19,7 @@ from node import BIN, PROJECT, Node, make_base_image, mounts_below, run, sha256_
 
 MARKER = "kapsule-marker-0d5c7a31-0123456789abcdef0123456789abcdef01234567"  # 64 bytes
 MODEL = "/models/tiny/model.gguf"
+PATIENCE_SECONDS = 60
 
 
 def setUpModule():
@@ -64,15 +65,27 @@ class FlowTest(unittest.TestCase):
             node.ctr("tasks", "delete", "-f", name, check=False)
             node.ctr("containers", "delete", name)
 
+    def wait_for(self, condition, what):
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            self.assertLess(time.monotonic(), deadline,
+                            f"not so: {what}:\n{node.log('snapshotter')[-3000:]}")
+            time.sleep(0.05)
+
     @contextlib.contextmanager
     def reading(self):
         """A container that reads the whole model again and again, and only ever right."""
         with self.sleeping(image) as name:
             script = f"while [ ! -e /tmp/stop ]; do sha256sum {MODEL} || echo failed; done"
-            reader = subprocess.Popen(
-                ["ctr", "--address", node.socket, "tasks", "exec", "--exec-id", "reader", name,
-                 "/bin/sh", "-c", script], text=True, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT)
+            out = work / f"{name}.out"
+            with open(out, "w") as file:
+                reader = subprocess.Popen(
+                    ["ctr", "--address", node.socket, "tasks", "exec", "--exec-id", "reader", name,
+                     "/bin/sh", "-c", script], stdout=file, stderr=subprocess.STDOUT)
+
+            def lines():
+                return out.read_text().splitlines()
+
             done = threading.Event()
 
             def forget():
@@ -82,18 +95,21 @@ class FlowTest(unittest.TestCase):
             forgetter = threading.Thread(target=forget)
             forgetter.start()
             try:
+                self.wait_for(lines, "it reads")
                 yield
-                time.sleep(1)
+                # The second of these began after all that happened.
+                seen = len(lines())
+                self.wait_for(lambda: len(lines()) > seen + 1, "it reads on")
             finally:
                 done.set()
                 forgetter.join()
                 node.ctr("tasks", "exec", "--exec-id", "stop", name, "/bin/sh", "-c", ": > /tmp/stop")
-                lines = reader.communicate(timeout=60)[0].splitlines()
-        self.assertGreater(len(lines), 1)
-        self.assertEqual(set(lines), {f"{digest}  {MODEL}"})
+                reader.wait(PATIENCE_SECONDS)
+        self.assertGreater(len(lines()), 1)
+        self.assertEqual(set(lines()), {f"{digest}  {MODEL}"})
 
     def wait_for_other_fuse(self, before):
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             pids = node.fuse_pids()
             if len(pids) == 1 and pids != before:
@@ -238,17 +254,13 @@ class FlowTest(unittest.TestCase):
         with self.reading():
             before = node.fuse_pids()
             os.kill(node.holder_pids()[0], signal.SIGKILL)
-            deadline = time.monotonic() + 5
-            while "failover is off" not in node.log("snapshotter"):
-                self.assertLess(time.monotonic(), deadline)
-                time.sleep(0.05)
+            self.wait_for(lambda: "failover is off" in node.log("snapshotter"), "its end is seen")
             self.assertEqual(node.fuse_pids(), before, node.log("snapshotter")[-3000:])
-            self.assertFalse(self.status()["failover"])
+            self.wait_for(lambda: not self.status()["failover"], "its end is told")
         os.kill(before[0], signal.SIGKILL)
         self.wait_for_other_fuse(before)
-        deadline = time.monotonic() + 20
-        while self.in_container("/bin/sha256sum", MODEL, check=False).returncode != 0:
-            self.assertLess(time.monotonic(), deadline, node.log("snapshotter")[-3000:])
+        read = "/bin/sha256sum", MODEL
+        self.wait_for(lambda: self.in_container(*read, check=False).returncode == 0, "it heals")
         self.assertEqual(len(node.holder_pids()), 1)
         self.assertTrue(self.status()["failover"])
 

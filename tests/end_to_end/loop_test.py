@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import signal
 import tempfile
+import time
 import unittest
 
 from node import BIN, PROJECT, Node, make_base_image, run, sha256_of
@@ -50,7 +51,9 @@ class LoopTest(unittest.TestCase):
     @classmethod
     def end(cls):
         cls.node.stop()
-        left = loops_of(cls.node)
+        deadline = time.monotonic() + 20
+        while (left := loops_of(cls.node)) and time.monotonic() < deadline:
+            time.sleep(0.1)  # the kernel detaches them when the last one has closed them
         if left:
             raise AssertionError(f"loop devices are left: {left}")
 

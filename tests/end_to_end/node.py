@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -23,7 +24,11 @@ BIN = pathlib.Path(os.environ.get("KAPSULE_BIN", PROJECT / "build" / "bin"))
 FUSE_UID = 61001
 FETCH_UID = 61003
 KEYS_UID = 61002
-DAEMON_START_SECONDS = 15
+DAEMON_SECONDS = 120  # that one may need to start or to end on a machine under load
+# The look-up of an image, too, takes longer there than it may by default.
+PATIENT = "lookup_timeout_ms = 20000\n"
+PULLS = 5
+PORTS = iter(random.sample(range(20000, 32000), 1000))  # each is given once
 
 
 class CommandFailed(Exception):
@@ -56,9 +61,12 @@ def unique_name():
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """None of those that the kernel gives to clients: it stays free while its daemon is away."""
+    for port in PORTS:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise CommandFailed("no port is free")
 
 
 def mounts_below(folder):
@@ -89,7 +97,7 @@ class Node:
         for made in (self.keys, self.folder / "logs", self.keys_folder, self.kapsule_root):
             made.mkdir(exist_ok=True)
         self.settings = self.folder / "snapshotter.toml"
-        self.settings.write_text(settings)
+        self.settings.write_text(PATIENT + settings)
         self.keys.chmod(0o700)
         os.chown(self.keys, KEYS_UID, KEYS_UID)
         os.chown(self.keys_folder, KEYS_UID, KEYS_UID)
@@ -132,6 +140,7 @@ class Node:
 
     def start_snapshotter(self):
         address = self.folder / "snapshotter.sock"
+        begun = time.monotonic()
         # With the soft limit that daemons get from systemd.
         self.start("snapshotter", "prlimit", "--nofile=1024:", BIN / "kapsule-snapshotter",
                    "--config", self.settings, "--root", self.kapsule_root, "--address", address, "--containerd-address", self.socket,
@@ -147,6 +156,7 @@ class Node:
             return True
 
         self.wait_for("snapshotter", listens)
+        self.start_seconds = time.monotonic() - begun  # that itself needed, the last time
         if "containerd" in self.daemons:  # which dials again after a back-off of up to 3 s
             self.wait_for("snapshotter", lambda: self.ctr(
                 "snapshots", "--snapshotter", "kapsule", "list", check=False).returncode == 0)
@@ -174,7 +184,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
                 start_new_session=True, **options)
 
     def wait_for(self, name, ready):
-        deadline = time.monotonic() + DAEMON_START_SECONDS
+        deadline = time.monotonic() + DAEMON_SECONDS
         while time.monotonic() < deadline:
             if self.daemons[name].poll() is not None:
                 break
@@ -196,11 +206,11 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
         if process.poll() is None:
             process.send_signal(signal_number)
         try:
-            return process.wait(20)
+            return process.wait(DAEMON_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            raise CommandFailed(f"{name} did not end within 20 s:\n{self.log(name)}")
+            raise CommandFailed(f"{name} did not end within {DAEMON_SECONDS} s:\n{self.log(name)}")
 
     def stop(self):
         """Ends every daemon and removes the folder; raises where something is left."""
@@ -217,6 +227,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
                         problems.append(f"{name} ended with {status}:\n{self.log(name)[-2000:]}")
                 except CommandFailed as error:
                     problems.append(str(error))
+        self.wait_for_shims()
         problems += [f"still mounted: {point}" for point in mounts_below(self.kapsule_root)]
         problems += [f"still running: {line}" for line in self.processes()]
         problems += [f"still running: kapsule-holder {pid}" for pid in self.holder_pids()]
@@ -231,6 +242,14 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
         shutil.rmtree(self.folder)
         if problems:
             raise CommandFailed("\n".join(problems))
+
+    def wait_for_shims(self):
+        """Those of containerd end a little later than the tasks that they were for."""
+        deadline = time.monotonic() + 20
+        while any("containerd-shim" in line for line in self.processes()):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
 
     def processes(self):
         """Command lines of processes that name this node's folder."""
@@ -286,9 +305,10 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
         """Pulls, and again where the snapshotter asks for that: on a machine under load the
         look-up of the image can miss its deadline."""
         pull = ("images", "pull", "--plain-http", "--snapshotter", "kapsule", image)
-        done = self.ctr(*pull, check=False, namespace=namespace)
-        if "pull again" in done.stderr:
+        for _ in range(PULLS):
             done = self.ctr(*pull, check=False, namespace=namespace)
+            if "pull again" not in done.stderr:
+                break
         if check and done.returncode != 0:
             raise CommandFailed(f"pull {image}: {done.stderr}")
         return done
@@ -318,8 +338,10 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
         os.chown(target, KEYS_UID, KEYS_UID)
         target.chmod(0o600)
         if "keyprovider" in self.daemons:
+            read = f" from {name}\n"
+            times = self.log("keyprovider").count(read)
             self.daemons["keyprovider"].send_signal(signal.SIGHUP)
-            time.sleep(0.3)
+            self.wait_for("keyprovider", lambda: self.log("keyprovider").count(read) > times)
 
     def files_with(self, marker):
         """Regular files below the node's folder, mounts left out, that hold `marker`."""

@@ -81,7 +81,7 @@ def run_install_node():
         return any(line.split()[0] == name and line.split()[2] == "STOPPED" for line in
                    machine.ctr("tasks", "list", check=False).stdout.splitlines())
 
-    machine.wait_for("install-node ends", stopped, 60)
+    machine.wait_for("install-node ends", stopped, 240)
     machine.ctr("tasks", "delete", name, check=False)
     machine.ctr("containers", "delete", name)
     return log.read_text()

@@ -16,7 +16,7 @@ import tempfile
 import time
 
 from cri_node import CriNode, make_pause_image
-from node import BIN, PROJECT, CommandFailed, mounts_below, run, unique_name
+from node import BIN, PROJECT, CommandFailed, Node, mounts_below, run, unique_name
 
 BOOT = pathlib.Path(__file__).with_name("systemd_boot")
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
@@ -27,7 +27,7 @@ PAUSE = f"{REGISTRY}/pause:1"
 MASKED = ("getty.target", "systemd-binfmt.service", "systemd-logind.service",
           "systemd-random-seed.service", "systemd-sysctl.service", "sys-kernel-debug.mount",
           "sys-kernel-tracing.mount")
-BOOT_SECONDS = 30
+BOOT_SECONDS = 120
 NAMESPACES = ("--pid", "--mount", "--cgroup", "--ipc", "--uts", "--net")
 PR_SET_PDEATHSIG = 1
 
@@ -140,7 +140,9 @@ http: {{addr: {REGISTRY}}}
         children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         self.wait_for("boots", lambda: children.read_text().strip())
         self.pid = int(children.read_text())
-        self.wait_for("boots", lambda: self.path("/run/systemd/private").exists())
+        # Until it has its own root directory it has the host's, where a systemd may run, too.
+        self.wait_for("boots", lambda: self.path("/run/systemd/private").exists() and
+                      self.path("/").samefile(self.disk))
         self.run("systemctl", "is-system-running", "--wait", check=False)
 
     def hierarchies(self):
@@ -152,7 +154,7 @@ http: {{addr: {REGISTRY}}}
     def power_off(self):
         """As `systemctl poweroff` does; the disk stays as it is."""
         self.run("systemctl", "poweroff", check=False)
-        self.process.wait(60)
+        self.process.wait(BOOT_SECONDS)
         self.process = self.pid = None
 
     def stop(self):
@@ -171,7 +173,7 @@ http: {{addr: {REGISTRY}}}
     def wait_for_the_end(self):
         """What runs in its cgroups, and is still there after a while."""
         groups = [path / self.cgroup for path in self.hierarchies()]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + BOOT_SECONDS
         while any(self.remove_cgroups(group) for group in groups):
             if time.monotonic() > deadline:
                 return run("grep", "-r", ".", *groups, "--include=cgroup.procs", check=False
@@ -285,16 +287,11 @@ http: {{addr: {REGISTRY}}}
     cri = CriNode.cri
     pull_image = CriNode.pull_image
     run_pod = CriNode.run_pod
+    pull = Node.pull
+    run_container = Node.run_container
 
     def push_pause(self, layout):
         """Pushes the image that holds a pod's namespaces; `layout` changes."""
         make_pause_image(layout)
         self.from_host("skopeo", "copy", "--insecure-policy", "--dest-tls-verify=false",
                        f"oci:{layout}:base", f"docker://{PAUSE}")
-
-    def pull(self, image):
-        self.ctr("images", "pull", "--plain-http", "--snapshotter", "kapsule", image)
-
-    def run_container(self, image, *command, **options):
-        return self.ctr("run", "--rm", "--snapshotter", "kapsule", image, unique_name(), *command,
-                        **options)

@@ -66,7 +66,7 @@ class Reader:
     def stop(self):
         """Ends it; raises where one read failed or was wrong, or it hangs."""
         self.machine.path(f"/srv/{self.name}").touch()
-        self.machine.wait_for(f"{self.name} ends", lambda: self.state() == "STOPPED", 60)
+        self.machine.wait_for(f"{self.name} ends", lambda: self.state() == "STOPPED")
         self.remove()
         lines = [line for line in self.lines() if not line.startswith("slow")]
         assert len(lines) == 1 and lines[0].split()[3] == "0", lines

@@ -115,7 +115,7 @@ TEST_F(GuestTest, ReadsGoOnWhileKapsuleFuseIsKilled) {
     ASSERT_GT(killed, 0);
     const int passes = reader.passes();
     ASSERT_EQ(kill(killed, SIGKILL), 0);
-    const absl::Time deadline = absl::Now() + absl::Seconds(30);
+    const absl::Time deadline = absl::Now() + absl::Seconds(120);
     while ((plane_->pid() == killed || !plane_->serving() || reader.passes() < passes + 2) &&
            absl::Now() < deadline)
       absl::SleepFor(absl::Milliseconds(20));

@@ -4,7 +4,7 @@ scripts/test --peers runs it."""
 import unittest
 
 from containerd_tests import ContainerdTests
-from node import free_port, run
+from node import PATIENT, free_port, run
 from peer_node import Containerd17Node
 from published import MODEL_LAYERS, Publisher, blob, layers_of
 
@@ -31,7 +31,7 @@ class TlsNode(Containerd17Node):
         hosts.mkdir(parents=True)
         (hosts / "hosts.toml").write_text(
             f'server = "https://{self.tls_registry}"\nca = "{self.certificate}"\n')
-        self.settings.write_text(f'hosts_dir = "{hosts.parent}"\n')
+        self.settings.write_text(f'{PATIENT}hosts_dir = "{hosts.parent}"\n')
 
 
 def setUpModule():

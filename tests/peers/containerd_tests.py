@@ -7,6 +7,8 @@ from cri_node import PODS, CriError
 from node import BIN, run
 from published import MARKER, MODEL, MODEL_LAYERS, blob, chain_ids_of, layers_of
 
+PATIENCE_SECONDS = 90
+
 
 class ContainerdTests:
     node = publisher = None
@@ -61,9 +63,9 @@ class ContainerdTests:
         self.node.ctr("content", "prune", "references", namespace=PODS)
 
     def wait_for(self, condition, what):
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
-            self.assertLess(time.monotonic(), deadline, f"{what}: not within 20 s")
+            self.assertLess(time.monotonic(), deadline, f"{what}: not within {PATIENCE_SECONDS} s")
             time.sleep(0.1)
 
     def test_ctr_images_pull_and_run(self):

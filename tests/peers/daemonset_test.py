@@ -119,7 +119,7 @@ class DaemonSetTest(unittest.TestCase):
             text += "  volumes: [{name: srv, hostPath: {path: /srv/reader}}]\n"
         name = apply(text)[0].removeprefix("pod/")
         self.addCleanup(machine.kubectl, "delete", "pod", name, "--ignore-not-found",
-                        "--grace-period=1", "--timeout=60s")
+                        "--grace-period=1", "--timeout=240s")
         return name
 
     def assert_reads_the_model(self, name):

@@ -10,7 +10,7 @@ import pathlib
 import time
 
 from cri_node import FORWARDING
-from node import CommandFailed, free_port, run
+from node import PATIENT, CommandFailed, free_port, run
 from peer_node import PEERS, Containerd2Node
 
 ADDRESS = "10.99.0.1"
@@ -38,7 +38,7 @@ class KubernetesNode(Containerd2Node):
         super().__init__(**options)
         self.etcd, self.api, self.private_registry = (f"127.0.0.1:{free_port()}" for _ in range(3))
         self.images = self.folder / "cri.sock"
-        self.settings.write_text(f'cri_image_socket = "{self.images}"\n')
+        self.settings.write_text(f'{PATIENT}cri_image_socket = "{self.images}"\n')
         self.kubeconfig = self.folder / "kubeconfig"
         self.sysctls = {path: path.read_text() for path in SYSCTLS}
         self.made = []
@@ -125,7 +125,7 @@ class KubernetesNode(Containerd2Node):
 
     def wait_long(self, name, ready):
         """As wait_for(), for what takes longer on a machine under load."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not ready():
             if self.daemons[name].poll() is not None or time.monotonic() > deadline:
                 raise CommandFailed(f"{name} did not start:\n{self.log(name)[-4000:]}")
@@ -135,8 +135,7 @@ class KubernetesNode(Containerd2Node):
         try:
             if "kubelet" in self.daemons:
                 with contextlib.suppress(CommandFailed):
-                    self.kubectl("delete", "pods", "--all", "--grace-period=1", "--timeout=60s",
-                                 timeout=90)
+                    self.kubectl("delete", "pods", "--all", "--grace-period=1", "--timeout=240s")
         finally:
             for name in ("kubelet", "scheduler", "apiserver", "etcd"):
                 if name in self.daemons:

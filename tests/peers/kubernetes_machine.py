@@ -32,7 +32,7 @@ KillMode=process
 """
 # What the kubelet wants of the kernel's settings; it finds files in their places.
 SETTINGS = dict(zip(SYSCTLS, (1, 0, 10, 1, 1000000, 25000000)))
-POD_SECONDS = 90
+POD_SECONDS = 300
 
 
 def has(condition):
@@ -116,7 +116,7 @@ class KubernetesMachine(Machine):
         self.systemctl("start", "kubelet")
         self.wait_for("the kubelet is ready", lambda: "True" in self.kubectl(
             "get", "node", NAME, "-o",
-            "jsonpath={.status.conditions[?(@.type=='Ready')].status}", check=False), 60)
+            "jsonpath={.status.conditions[?(@.type=='Ready')].status}", check=False), POD_SECONDS)
 
     def lose_power(self):
         """For a moment; the disk stays as it is."""
@@ -137,7 +137,7 @@ class KubernetesMachine(Machine):
 
     def wait_for_daemons(self):
         for process in self.daemons.values():
-            process.wait(20)
+            process.wait(120)
 
     # Calls
 
@@ -166,7 +166,7 @@ class KubernetesMachine(Machine):
 
     def delete_pod(self, name, namespace):
         self.kubectl("delete", "pod", name, "--namespace", namespace, "--grace-period=5",
-                     "--timeout=60s")
+                     "--timeout=240s")
 
     def start_daemon_pod(self, namespace, name):
         """Makes the pod that a DaemonSet wants; returns its name. Which node it gets says

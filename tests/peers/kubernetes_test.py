@@ -12,7 +12,7 @@ from node import PROJECT
 from published import MODEL, MODEL_LAYERS, Publisher, blob, layers_of
 
 CONFIGS = PROJECT / "configs" / "kubernetes"
-SECONDS = 120
+SECONDS = 300
 
 
 def setUpModule():
@@ -28,7 +28,7 @@ def setUpModule():
 class KubernetesTest(unittest.TestCase):
     def setUp(self):
         self.addCleanup(node.kubectl, "delete", "pods", "--all", "--grace-period=1",
-                        "--timeout=90s")
+                        "--timeout=240s")
 
     def build(self, tag, **options):
         return publisher.build(node, tag, **options)
@@ -102,7 +102,7 @@ class KubernetesTest(unittest.TestCase):
 
     def test_a_killed_snapshotter_disturbs_no_pod_and_is_found_again(self):
         sleeper = self.start("pod.yaml", llama=self.build("sleeper"), command=["sleep", "1000"])
-        node.kubectl("wait", "--for=condition=Ready", f"pod/{sleeper}", "--timeout=90s")
+        node.kubectl("wait", "--for=condition=Ready", f"pod/{sleeper}", "--timeout=240s")
         node.stop_daemon("snapshotter", signal.SIGKILL)
 
         def assert_reads():
