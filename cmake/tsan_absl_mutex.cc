@@ -21,11 +21,19 @@ void RealLock(Mutex*) asm("__real__ZN4absl7debian35Mutex4LockEv");
 void RealUnlock(Mutex*) asm("__real__ZN4absl7debian35Mutex6UnlockEv");
 void RealAwait(Mutex*,
                const Condition&) asm("__real__ZN4absl7debian35Mutex5AwaitERKNS0_9ConditionE");
+bool RealAwaitFor(Mutex*, const Condition&, Duration) asm(
+    "__real__ZN4absl7debian35Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE");
+bool RealAwaitUntil(Mutex*, const Condition&, Time) asm(
+    "__real__ZN4absl7debian35Mutex17AwaitWithDeadlineERKNS0_9ConditionENS0_4TimeE");
 void RealWait(CondVar*, Mutex*) asm("__real__ZN4absl7debian37CondVar4WaitEPNS0_5MutexE");
 bool RealWaitFor(CondVar*, Mutex*, Duration) asm(
     "__real__ZN4absl7debian37CondVar15WaitWithTimeoutEPNS0_5MutexENS0_8DurationE");
 bool RealWaitUntil(CondVar*, Mutex*, Time) asm(
     "__real__ZN4absl7debian37CondVar16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE");
+
+// gRPC's memory is handed over by locks of its own, which are not seen either: what its
+// library does with memory is not looked at.
+extern "C" const char* __tsan_default_options() { return "ignore_noninstrumented_modules=1"; }
 
 namespace {
 
@@ -49,6 +57,10 @@ void WrapLock(Mutex* mutex) asm("__wrap__ZN4absl7debian35Mutex4LockEv");
 void WrapUnlock(Mutex* mutex) asm("__wrap__ZN4absl7debian35Mutex6UnlockEv");
 void WrapAwait(Mutex* mutex, const Condition& condition) asm(
     "__wrap__ZN4absl7debian35Mutex5AwaitERKNS0_9ConditionE");
+bool WrapAwaitFor(Mutex* mutex, const Condition& condition, Duration timeout) asm(
+    "__wrap__ZN4absl7debian35Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE");
+bool WrapAwaitUntil(Mutex* mutex, const Condition& condition, Time deadline) asm(
+    "__wrap__ZN4absl7debian35Mutex17AwaitWithDeadlineERKNS0_9ConditionENS0_4TimeE");
 void WrapWait(CondVar* cv, Mutex* mutex) asm("__wrap__ZN4absl7debian37CondVar4WaitEPNS0_5MutexE");
 bool WrapWaitFor(CondVar* cv, Mutex* mutex, Duration timeout) asm(
     "__wrap__ZN4absl7debian37CondVar15WaitWithTimeoutEPNS0_5MutexENS0_8DurationE");
@@ -70,6 +82,16 @@ void WrapUnlock(Mutex* mutex) {
 void WrapAwait(Mutex* mutex, const Condition& condition) {
   const Released released(mutex);
   RealAwait(mutex, condition);
+}
+
+bool WrapAwaitFor(Mutex* mutex, const Condition& condition, Duration timeout) {
+  const Released released(mutex);
+  return RealAwaitFor(mutex, condition, timeout);
+}
+
+bool WrapAwaitUntil(Mutex* mutex, const Condition& condition, Time deadline) {
+  const Released released(mutex);
+  return RealAwaitUntil(mutex, condition, deadline);
 }
 
 void WrapWait(CondVar* cv, Mutex* mutex) {

@@ -1,5 +1,6 @@
 #include "snapshotter/snapshots_service.h"
 
+#include <absl/synchronization/mutex.h>
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 
@@ -13,13 +14,24 @@ using testing::ElementsAre;
 
 class NoLayers final : public LayerBackend {
  public:
-  absl::Status PreRegister(const std::string&, const oci::Digest&) override { return answer; }
+  absl::Status PreRegister(const std::string&, const oci::Digest&) override { return Answer(); }
   void Add(const ModelLayer&) override {}
   absl::Status Await(const SnapshotKey&, const std::vector<ModelLayer>&, absl::Time) override {
-    return answer;
+    return Answer();
   }
   void Remove(const ModelLayer&) override {}
-  absl::Status answer;
+  void SetAnswer(const absl::Status& answer) {
+    const absl::MutexLock lock(&mu_);
+    answer_ = answer;
+  }
+
+ private:
+  absl::Status Answer() const {
+    const absl::MutexLock lock(&mu_);
+    return answer_;
+  }
+  mutable absl::Mutex mu_;
+  absl::Status answer_ ABSL_GUARDED_BY(mu_);
 };
 
 class SnapshotsServiceTest : public testing::Test {
@@ -128,7 +140,7 @@ TEST_F(SnapshotsServiceTest, ErrorsKeepCodeAndMessage) {
             grpc::StatusCode::ALREADY_EXISTS);
   for (const absl::Status& answer :
        {PermissionDenied("no key"), Unavailable("down"), DataLoss("bad")}) {
-    backend_.answer = answer;
+    backend_.SetAnswer(answer);
     const grpc::Status refused = Prepare("default/2/c", chain.text());
     EXPECT_EQ(refused.error_code(), static_cast<grpc::StatusCode>(answer.code()));
     EXPECT_EQ(refused.error_message(), Message(answer));

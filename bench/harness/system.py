@@ -89,6 +89,14 @@ def resident_kib(pid):
     raise OSError(f"process {pid} has ended")
 
 
+def proportional_kib(pid):
+    """As resident_kib(), with its share of what several processes have."""
+    for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    raise OSError(f"process {pid} has ended")
+
+
 def sync(folder):
     """Of the file system of `folder` alone: sync(2) waits for all, and for dead ones for ever."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
