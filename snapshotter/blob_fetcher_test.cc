@@ -125,6 +125,17 @@ class BlobFetcherTest : public ::testing::Test {
                       [this] { return fetcher_->Open(blob_, Soon()).status(); });
   }
 
+  // The opening, which kapsule-fetch has not answered yet.
+  std::future<absl::Status> CloseDuringItsOpening() {
+    EXPECT_TRUE(Starts());
+    Hold();
+    std::future<absl::Status> opening = BeginOpen();
+    EXPECT_TRUE(AreNoted({"open"}));
+    EndHold();
+    fetcher_->Close(blob_.digest);
+    return opening;
+  }
+
   std::filesystem::path folder_;
   RemoteBlob blob_;
   std::atomic<int> handed_over_ = 0, files_ = 0;
@@ -144,12 +155,7 @@ TEST_F(BlobFetcherTest, OfABlobThatItWasNotAskedForNothingIsSaid) {
 }
 
 TEST_F(BlobFetcherTest, WhatIsClosedDuringItsOpeningDoesNotStayOpen) {
-  ASSERT_TRUE(Starts());
-  Hold();
-  std::future<absl::Status> opening = BeginOpen();
-  ASSERT_TRUE(AreNoted({"open"}));
-  EndHold();
-  fetcher_->Close(blob_.digest);
+  std::future<absl::Status> opening = CloseDuringItsOpening();
   ASSERT_TRUE(AreNoted({"open", "close"}));
   // The opening was begun there only after that.
   AnswerHeld();
@@ -164,12 +170,7 @@ TEST_F(BlobFetcherTest, WhatIsClosedDuringItsOpeningDoesNotStayOpen) {
 }
 
 TEST_F(BlobFetcherTest, AnOpeningThatWasClosedLeavesALaterOneOpen) {
-  ASSERT_TRUE(Starts());
-  Hold();
-  std::future<absl::Status> opening = BeginOpen();
-  ASSERT_TRUE(AreNoted({"open"}));
-  EndHold();
-  fetcher_->Close(blob_.digest);
+  std::future<absl::Status> opening = CloseDuringItsOpening();
   EXPECT_TRUE(fetcher_->Open(blob_, Soon()).ok());
   AnswerHeld();
   EXPECT_TRUE(absl::IsUnavailable(opening.get()));

@@ -60,77 +60,81 @@ class FullFetcher {
   std::thread thread_;
 };
 
-using RemoteLayerTest = testing::DataPlaneTest;
+class RemoteLayerTest : public testing::DataPlaneTest {
+ protected:
+  void TearDown() override {
+    mount_.reset();
+    fetcher_.reset();
+    DataPlaneTest::TearDown();
+  }
+  static absl::Time Soon() { return absl::Now() + absl::Seconds(20); }
+  // Opens a layer as remote, and mounts it.
+  void Begin() {
+    StartPlane();
+    layer_ = Store({MakeTestFile("weights", TestBytes(4 << 20, 5))}, key_);
+    fetcher_ = std::make_unique<FullFetcher>(layer_.path);
+    ASSERT_TRUE(plane_->UseFetcher(fetcher_->socket(), Soon()).ok());
+    const auto view =
+        plane_->Open(layer_.digest, layer_.layer.bytes.size(), true,
+                     OpenFile(layer_.path, O_RDONLY).value(), layer_.annotations, Soon(), true);
+    ASSERT_TRUE(view.ok()) << view.status();
+    auto mount = Mount(*view);
+    ASSERT_TRUE(mount.ok()) << mount.status();
+    mount_ = *std::move(mount);
+  }
+
+  StoredLayer layer_;
+  std::unique_ptr<FullFetcher> fetcher_;
+  std::unique_ptr<testing::ErofsMount> mount_;
+};
 
 TEST_F(RemoteLayerTest, ItIsReadThroughSuccessorsAndAtLastHere) {
-  StartPlane();
-  const auto soon = [] { return absl::Now() + absl::Seconds(20); };
-  const StoredLayer layer = Store({MakeTestFile("weights", TestBytes(4 << 20, 5))}, key_);
-  const FullFetcher fetcher(layer.path);
-  ASSERT_TRUE(plane_->UseFetcher(fetcher.socket(), soon()).ok());
-  const auto view =
-      plane_->Open(layer.digest, layer.layer.bytes.size(), true,
-                   OpenFile(layer.path, O_RDONLY).value(), layer.annotations, soon(), true);
-  ASSERT_TRUE(view.ok()) << view.status();
-  EXPECT_GT(fetcher.wants(), 0) << "for its TOC";
-  auto mount = Mount(*view);
-  ASSERT_TRUE(mount.ok()) << mount.status();
+  ASSERT_NO_FATAL_FAILURE(Begin());
+  EXPECT_GT(fetcher_->wants(), 0) << "for its TOC";
   {
-    const Reader reader((*mount)->path(), layer.layer);
+    const Reader reader(mount_->path(), layer_.layer);
     const auto expect_reading = [&] {
       EXPECT_TRUE(reader.WaitForRounds(2)) << "the reader hangs";
       EXPECT_EQ(reader.problem(), "");
     };
     expect_reading();
     for (uint64_t takeovers = 1; takeovers <= 2; ++takeovers) {
-      const int before = fetcher.wants();
+      const int before = fetcher_->wants();
       SendSignal(plane_->pid(), SIGKILL);
       ASSERT_TRUE(Eventually([&] { return plane_->status().takeovers == takeovers; }));
       expect_reading();
-      EXPECT_GT(fetcher.wants(), before) << "the successor knew nothing";
+      EXPECT_GT(fetcher_->wants(), before) << "the successor knew nothing";
     }
-    const UniqueFd blob = OpenFile(layer.path, O_RDONLY).value();
-    EXPECT_TRUE(plane_->UseLocal(layer.digest, blob, soon()).ok());
-    const int before = fetcher.wants();
+    const UniqueFd blob = OpenFile(layer_.path, O_RDONLY).value();
+    EXPECT_TRUE(plane_->UseLocal(layer_.digest, blob, Soon()).ok());
+    const int before = fetcher_->wants();
     SendSignal(plane_->pid(), SIGKILL);
     ASSERT_TRUE(Eventually([&] { return plane_->status().takeovers == 3; }));
     expect_reading();
-    EXPECT_EQ(fetcher.wants(), before);
+    EXPECT_EQ(fetcher_->wants(), before);
   }
-  mount->reset();
 }
 
 TEST_F(RemoteLayerTest, WhatComesHereDuringAnUpgradeIsReadHereAfterIt) {
-  StartPlane();
-  const auto soon = [] { return absl::Now() + absl::Seconds(20); };
-  const StoredLayer layer = Store({MakeTestFile("weights", TestBytes(4 << 20, 5))}, key_);
-  const FullFetcher fetcher(layer.path);
-  ASSERT_TRUE(plane_->UseFetcher(fetcher.socket(), soon()).ok());
-  const auto view =
-      plane_->Open(layer.digest, layer.layer.bytes.size(), true,
-                   OpenFile(layer.path, O_RDONLY).value(), layer.annotations, soon(), true);
-  ASSERT_TRUE(view.ok()) << view.status();
-  auto mount = Mount(*view);
-  ASSERT_TRUE(mount.ok()) << mount.status();
+  ASSERT_NO_FATAL_FAILURE(Begin());
   keys_->SetDelay(absl::Seconds(2));  // so long it is made ready
   const int asked = keys_->requests();
   absl::Status upgraded;
   std::thread upgrade([&] { upgraded = plane_->Upgrade(); });
   EXPECT_TRUE(Eventually([&] { return keys_->requests() > asked; }));
-  const UniqueFd blob = OpenFile(layer.path, O_RDONLY).value();
-  const absl::Status local = plane_->UseLocal(layer.digest, blob, soon());
+  const UniqueFd blob = OpenFile(layer_.path, O_RDONLY).value();
+  const absl::Status local = plane_->UseLocal(layer_.digest, blob, Soon());
   upgrade.join();
   keys_->SetDelay(absl::ZeroDuration());
   ASSERT_TRUE(local.ok()) << local;
   ASSERT_TRUE(upgraded.ok()) << upgraded;
-  const int before = fetcher.wants();
+  const int before = fetcher_->wants();
   {
-    const Reader reader((*mount)->path(), layer.layer);
+    const Reader reader(mount_->path(), layer_.layer);
     EXPECT_TRUE(reader.WaitForRounds(2)) << "the reader hangs";
     EXPECT_EQ(reader.problem(), "");
   }
-  EXPECT_EQ(fetcher.wants(), before);
-  mount->reset();
+  EXPECT_EQ(fetcher_->wants(), before);
 }
 
 }  // namespace
