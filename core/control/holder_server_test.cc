@@ -177,6 +177,8 @@ TEST_F(HolderServerTest, BrokenClientsAreDroppedAndOthersServedOn) {
   }
   // An answer that nobody can be given: a file, and a socket that is full.
   const UniqueFd client = Connect(), file = Memfd("");
+  const int on = 1;  // as a Holder does, or what it sends while it is accepted has no uid
+  ASSERT_EQ(setsockopt(client.get(), SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)), 0);
   ASSERT_TRUE(SendPacket(client.get(),
                          AsBytes("\x02\x04"
                                  "fuse"),
