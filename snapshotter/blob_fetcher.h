@@ -35,8 +35,8 @@ class BlobFetcher {
     // Gives a new data socket to kapsule-fuse; tried again where it fails. Called from
     // the watching thread.
     std::function<absl::Status(const UniqueFd&)> hand_over;
-    // What blobs are opened again with. use_file also after each hand_over: kapsule-fuse
-    // believes a new process when it knows the process's file.
+    // What blobs are opened again with. use_file also after each hand_over: a new process
+    // may have other files.
     OpenBlobs::Calls blobs;
   };
   // Ends the process of an earlier run and starts one in the background: reads of

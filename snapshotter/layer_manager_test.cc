@@ -228,6 +228,16 @@ TEST_F(LayerManagerTest, WaitsForABlobThatIsStillDownloading) {
   EXPECT_EQ(manager_->Await({"default", "c"}, chain, Soon()), absl::OkStatus());
 }
 
+TEST_F(LayerManagerTest, WaitsForAFolderThatIsMadeAnewAfterAPowerFailure) {
+  const auto chain = Record(Import("default", kName, "key"));
+  const fs::path folder = Target(chain[1]).parent_path();
+  fs::rename(folder, folder.string() + ".away");
+  for (const ModelLayer& layer : chain) manager_->Add(layer);
+  Eventually([&] { return manager_->LayerStates()["mounted"] == 1 && not_opened_ > 0; });
+  fs::rename(folder.string() + ".away", folder);
+  EXPECT_EQ(manager_->Await({"default", "c"}, chain, Soon()), absl::OkStatus());
+}
+
 TEST_F(LayerManagerTest, SnapshotsOfOneBlobShareItsViewUntilTheLastGoes) {
   const TestImage image = Import("default", kName, "key");
   const auto first = Record(image, 1), second = Record(image, 11);

@@ -262,6 +262,25 @@ TEST_F(FetcherTest, ABlobThatIsClosedWhileItIsOpenedStaysClosed) {
   EXPECT_EQ(fetcher_->counters().open_blobs, 0u);
 }
 
+TEST_F(FetcherTest, AnOpeningThatBeginsTooLateOpensNothing) {
+  Begin();
+  ASSERT_TRUE(Open(layer_).ok());
+  fetcher_->Close(blob_);
+  EXPECT_EQ(Open(layer_, absl::ZeroDuration()).status().code(), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(fetcher_->counters().open_blobs, 0u);
+}
+
+TEST_F(FetcherTest, TheFileOfAnOpenBlobWaitsForNoRegistry) {
+  Begin();
+  ASSERT_TRUE(Open(layer_).ok());
+  const uint64_t toc = layer_.header.tar_length, block = toc / layer_.header.block_size;
+  Damage(toc + 5);
+  source_->FailWith(Unavailable("connection refused"));
+  fuse_->Send(blob_, control::FetchSuspect{block});
+  ASSERT_TRUE(fuse_->Until([&] { return !fetcher_->Look(blob_, 0).blocks.test(block); }));
+  EXPECT_TRUE(Open(layer_, absl::Seconds(5)).ok());
+}
+
 TEST_F(FetcherTest, TheRestIsFetchedWhereThatIsWished) {
   FetcherOptions options = Quiet();
   options.fill = Fill::kEager;
